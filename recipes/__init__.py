@@ -1,0 +1,1 @@
+"""Named experiments as TOML, and the loader that turns them into plain dicts."""

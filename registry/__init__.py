@@ -1,0 +1,1 @@
+"""Every run, metric line and finding: events, journal, store and queries."""

@@ -1,0 +1,183 @@
+"""The records a run emits, and the sink they go to.
+
+One journal line is one event: strict JSON with a `type` tag, encoded by `registry.journal`.
+Steps count optimizer steps that are done (the first is 1; 0 is "before training"). Times are UTC
+seconds since the epoch. A field is only ever added, with a default: old journals stay readable.
+
+Order in a journal: RunStarted (by the launcher, before the process exists), RunPrepared (by the
+trainer, when model and data stand), then Metrics, Finding, Artifact, Heartbeat in any order,
+Output and RunEnded last. A resumed run continues the same journal with RunResumed.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+
+class Status(StrEnum):
+    """Where a run stands."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    DIVERGED = "diverged"
+    OOM = "oom"
+    INTERRUPTED = "interrupted"
+    KILLED = "killed"
+
+
+class Severity(StrEnum):
+    """How much a finding matters."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class _Record(Struct, frozen=True, kw_only=True, tag_field="type"):
+    """Base of every event."""
+
+    time: float  # UTC seconds since the epoch
+
+
+class RunStarted(_Record, tag="run_started"):
+    """A run exists: who asked for it, with what, from which code. Emitted by the launcher."""
+
+    run_id: str
+    name: str
+    recipe: str = ""
+    tags: tuple[str, ...] = ()
+    note: str = ""
+    parent: str = ""  # id of the sweep this run belongs to, empty for a single run
+    seed: int = 0
+    smoke: bool = False
+    steps: int = 0  # planned optimizer steps
+    config: dict[str, Any] = {}
+    fingerprint: str = ""  # of the config
+    command: tuple[str, ...] = ()  # exact command line, secrets redacted
+    cwd: str = ""
+    git_commit: str = ""
+    git_branch: str = ""
+    git_diff: str = ""  # capped, no binaries, secrets redacted
+    host: str = ""
+    versions: dict[str, str] = {}  # python, tsx, torch, ... as installed
+    pid: int = 0  # of the process that trains; 0 while it does not exist yet
+
+
+class RunPrepared(_Record, tag="run_prepared"):
+    """Model and data stand; what they turned out to be. Emitted by the trainer before step 1."""
+
+    pid: int
+    device: str  # "cpu", "cuda:0", "mps"
+    device_name: str  # "NVIDIA H100 80GB HBM3", or the CPU's model name
+    precision: str  # "fp32" or "bf16"
+    threads: int = 0  # torch intra-op threads
+    params_total: int = 0
+    params_active: int = 0
+    flops_per_token: float = 0.0  # model FLOPs, forward and backward; see docs/mfu.md
+    peak_tflops: float = 0.0  # dense; 0 is unknown
+    peak_source: str = ""  # "config", "device name", "measured"
+    warmup_steps: int = 0
+    expected_s: float = 0.0  # expected training time; 0 is unknown
+    data_source: str = ""  # "demo", "time300b" or the path
+    data_fingerprint: str = ""
+    data: dict[str, Any] = {}  # series, points, windows, domains of train, val and ood
+    versions: dict[str, str] = {}  # libraries only the trainer knows (torch's build, CUDA)
+
+
+class RunResumed(_Record, tag="run_resumed"):
+    """The run goes on from a checkpoint; metrics after `from_step` are history of a dead branch."""
+
+    from_step: int
+    steps: int
+    command: tuple[str, ...] = ()
+    config: dict[str, Any] = {}
+    fingerprint: str = ""
+
+
+class Metrics(_Record, tag="metrics"):
+    """Values of one step. Values may be non-finite; keys are "train/loss", "val/mse_h8", ..."""
+
+    step: int
+    values: dict[str, float]
+
+
+class Finding(_Record, tag="finding"):
+    """A fault or remark: what, where and why. Equal (kind, module, op, where, cause) count up."""
+
+    kind: str  # "nan-origin", "config-lint", ...
+    severity: Severity
+    step: int = 0
+    phase: str = ""  # "config", "data", "forward", "backward", "optimizer", "eval"
+    module: str = ""  # dotted module or config path
+    op: str = ""
+    where: str = ""  # "file.py:123"
+    cause: str = ""  # one sentence: the true cause
+    evidence: dict[str, Any] = {}
+    fix: str = ""  # one sentence: what to do
+    count: int = 1
+
+
+class Artifact(_Record, tag="artifact"):
+    """A file the run wrote. `path` is relative to the run's folder."""
+
+    kind: str  # "checkpoint", "trace", "batch"
+    path: str
+    step: int = 0
+    size_bytes: int = 0
+    metadata: dict[str, Any] = {}  # for a checkpoint: {"best": bool, "val_loss": float}
+
+
+class Heartbeat(_Record, tag="heartbeat"):
+    """The run is alive at this step though it has nothing to say."""
+
+    step: int = 0
+
+
+class Output(_Record, tag="output"):
+    """Captured stdout or stderr of the run's process, capped, secrets redacted."""
+
+    stream: str  # "stdout" or "stderr"
+    text: str
+    dropped_bytes: int = 0
+
+
+class RunEnded(_Record, tag="run_ended"):
+    """The run is over. A run without this event whose process is gone was killed."""
+
+    status: Status
+    reason: str = ""  # one line; empty when completed
+    exit_code: int = 0
+    step: int = 0
+
+
+Event = (
+    RunStarted
+    | RunPrepared
+    | RunResumed
+    | Metrics
+    | Finding
+    | Artifact
+    | Heartbeat
+    | Output
+    | RunEnded
+)
+
+
+class EventSink(Protocol):
+    """Where events go. Implementations: SQLite with journal, journal alone, a list in memory.
+
+    Contract (tests/contracts/event_sink.py): `emit` returns once the event survives a kill of
+    this process (in-memory sinks aside), never blocks on a database, never raises after the first
+    event was accepted; order is kept; `close` is idempotent and waits for what is under way, with
+    a bound. Safe to call from several threads.
+    """
+
+    def emit(self, event: Event) -> None:
+        """Record one event."""
+
+    def close(self) -> None:
+        """Flush and release; emitting afterwards raises ValueError."""

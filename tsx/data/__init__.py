@@ -1,0 +1,1 @@
+"""Series, windows, scaling and loaders."""

@@ -1,0 +1,1 @@
+"""One file per family of fault: state in, findings out."""

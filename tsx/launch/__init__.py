@@ -1,0 +1,1 @@
+"""Child processes, sweeps, signals and exit reasons."""

@@ -1,0 +1,1 @@
+"""The Time-MoE forecaster, room by room."""

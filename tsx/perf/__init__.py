@@ -1,0 +1,1 @@
+"""FLOPs, peaks, timing and memory."""
