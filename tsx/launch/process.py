@@ -1,0 +1,101 @@
+"""One training process: started with the run's lock, watched, and its end explained.
+
+The child gets a session of its own, so a Ctrl-C in the terminal reaches only the supervisor, which
+passes it on; and a supervisor that dies takes nobody with it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+import msgspec
+import psutil
+
+from tsx.launch.exit_reason import Ending, count_oom_kills, explain_exit
+from tsx.launch.worker import Order
+
+
+class TrainingProcess:
+    """A running worker. `wait` polls; `ending` is there once it has exited."""
+
+    def __init__(self, order: Order, folder: Path) -> None:
+        self._folder = folder
+        self._oom_kills_before = count_oom_kills()
+        self._usage_kib = 0
+        with (folder / "stdout.log").open("ab") as out, (folder / "stderr.log").open("ab") as err:
+            self._process = _spawn(order, out, err)
+        self.pid = self._process.pid
+        self.returncode: int | None = None
+
+    def poll(self) -> bool:
+        """Return whether the process has exited, collecting its status and peak memory."""
+        if self.returncode is None:
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+                self._process.returncode = self.returncode  # subprocess must not wait again
+                self._usage_kib = usage.ru_maxrss
+        return self.returncode is not None
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, if the process is still there. Safe inside a signal handler."""
+        if self.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def ending(self) -> Ending:
+        """Explain an exit that left no RunEnded behind."""
+        assert self.returncode is not None, "ask after poll() returned True"
+        scale = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
+        return explain_exit(
+            self.returncode,
+            peak_rss_bytes=self._usage_kib * scale,
+            ram_bytes=_memory_limit_bytes(),
+            oom_kills=count_oom_kills() - self._oom_kills_before,
+            last_line=_last_line(self._folder / "stderr.log"),
+        )
+
+
+def _spawn(order: Order, out: IO[bytes], err: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start the worker and hand it its order."""
+    keep = tuple(fd for fd in (order.lock_fd, order.report_fd) if fd >= 0)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tsx.launch.worker"],
+        stdin=subprocess.PIPE,
+        stdout=out,
+        stderr=err,
+        pass_fds=keep,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it died at once; its exit status says why
+        process.stdin.write(msgspec.json.encode(order))
+        process.stdin.close()
+    return process
+
+
+def _memory_limit_bytes() -> int:
+    """Return the machine's memory, or the cgroup's limit where that is less."""
+    total = psutil.virtual_memory().total
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def _last_line(path: Path) -> str:
+    """Return the last line of a log that says anything, bounded."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, path.stat().st_size - 8192))
+            lines = log.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")

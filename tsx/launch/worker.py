@@ -1,0 +1,189 @@
+"""The process that trains: `python -m tsx.launch.worker`, started by the supervisor.
+
+It inherits the run's lock and stdout/stderr that already point into the run's folder, reads its
+config from stdin, and leaves RunEnded as its last word. Signals ask the trainer to stop after the
+step under way; a detached run ignores SIGHUP. An error before the run has begun to train on a
+resume (`refused`) goes back to the supervisor and leaves the run as it was.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from registry.events import Event, EventSink, RunEnded, Status
+from registry.journal import encode
+from registry.liveness import RunLock
+from registry.recover import read_output
+from registry.redact import Redactor
+from registry.store import Recorder
+from tsx import config as configs
+from tsx.errors import Diverged, Exit, OutOfMemory, TsxError
+from tsx.launch.capture import redirect, seal
+from tsx.launch.exit_reason import EXIT_OF_STATUS, Ending
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What the supervisor asks for, sent as JSON on stdin."""
+
+    config: dict[str, Any]
+    folder: str = ""
+    home: str = ""
+    url: str = ""
+    lock_fd: int = -1
+    report_fd: int = -1
+    resume: bool = False
+    detached: bool = False
+    dry_run: bool = False
+
+
+class StopRequest(threading.Event):
+    """Set by a signal; carries which one."""
+
+    reason = ""
+
+    def install(self, *, ignore_hangup: bool) -> None:
+        """Take over SIGINT, SIGTERM and SIGHUP of this process."""
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignore_hangup else self._on_signal)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self.reason = signal.Signals(number).name
+        self.set()
+
+
+class DryRunSink:
+    """Prints what the trainer would have recorded, for the supervisor to show."""
+
+    def emit(self, event: Event) -> None:
+        """Print one event as a line of JSON."""
+        sys.stdout.write(encode(event).decode())
+
+    def close(self) -> None:
+        """Flush what was printed."""
+        sys.stdout.flush()
+
+
+class StepWatch:
+    """Passes events on; remembers whether the trainer has said anything, and the last step."""
+
+    def __init__(self, sink: EventSink) -> None:
+        self._sink = sink
+        self.begun = False
+        self.step = 0
+
+    def emit(self, event: Event) -> None:
+        """Pass one event on."""
+        self.begun = True
+        self.step = max(self.step, getattr(event, "step", 0))
+        self._sink.emit(event)
+
+    def close(self) -> None:
+        """Close the sink below."""
+        self._sink.close()
+
+
+def main() -> int:
+    """Train as the order on stdin says; return the exit status."""
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
+    stop = StopRequest()
+    stop.install(ignore_hangup=order.detached)
+    if order.dry_run:
+        return _rehearse(order)
+    folder = Path(order.folder)
+    lock = RunLock.from_fd(order.lock_fd)
+    redactor = Redactor.from_environ(os.environ)
+    faulthandler.enable(file=sys.__stderr__)
+    streams = redirect(redactor)
+    sink = StepWatch(Recorder(folder, order.url))
+    ending = _train(order, sink, stop)
+    for stream in streams:
+        stream.finish()
+    if order.resume and not sink.begun:
+        sink.close()
+        os.write(order.report_fd, ending.reason.encode())
+        return ending.exit_code
+    seal(folder, redactor)
+    for output in read_output(folder):
+        sink.emit(output)
+    sink.emit(
+        RunEnded(
+            time=time.time(),
+            status=ending.status,
+            reason=ending.reason,
+            exit_code=ending.exit_code,
+            step=sink.step,
+        )
+    )
+    sink.close()
+    lock.release()
+    return ending.exit_code
+
+
+def _train(order: Order, sink: EventSink, stop: StopRequest) -> Ending:
+    """Run the trainer and turn whatever comes out of it into an ending."""
+    try:
+        from tsx.trainer.loop import train
+
+        outcome = train(
+            configs.decode(order.config, place="run"),
+            sink,
+            folder=Path(order.folder),
+            home=Path(order.home),
+            stop=stop,
+            resume=order.resume,
+        )
+    except (OutOfMemory, MemoryError) as error:
+        return _failure(Status.OOM, error)
+    except Diverged as error:
+        return _failure(Status.DIVERGED, error)
+    except TsxError as error:
+        ending = _failure(Status.FAILED, error)
+        return Ending(ending.status, ending.reason, error.exit_code)
+    except BaseException as error:  # whatever a run dies of is recorded
+        traceback.print_exc()
+        if stop.is_set():
+            return Ending(Status.INTERRUPTED, stop.reason, Exit.INTERRUPTED)
+        return _failure(Status.FAILED, error)
+    return Ending(outcome.status, outcome.reason, EXIT_OF_STATUS[outcome.status])
+
+
+def _failure(status: Status, error: BaseException) -> Ending:
+    """Say in one line what happened and, for an error nobody foresaw, where."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, TsxError):
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+        text = f"{type(error).__name__}: {text}{place}"
+    elif error.next_command:
+        text = f"{text}; next: {error.next_command}"
+    return Ending(status, text, EXIT_OF_STATUS[status])
+
+
+def _rehearse(order: Order) -> int:
+    """Prepare everything, train nothing, print what would be recorded."""
+    from tsx.trainer.loop import rehearse
+
+    sink = DryRunSink()
+    try:
+        rehearse(configs.decode(order.config, place="run"), sink, home=Path(order.home))
+    except TsxError as error:
+        sys.stderr.write(f"{_failure(Status.FAILED, error).reason}\n")
+        return error.exit_code
+    sink.close()
+    return Exit.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
