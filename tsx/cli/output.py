@@ -1,0 +1,278 @@
+"""The only writer to stdout and stderr.
+
+stdout is data, stderr is talk. Text from runs, recipes and paths may be hostile: everything that
+goes through here has its escape codes and control characters made visible, and no text is ever
+read as markup. Color only on a terminal, and not under NO_COLOR. rich is imported only to draw a
+table on a terminal.
+"""
+
+from __future__ import annotations
+
+import json as stdlib_json
+import math
+import os
+import re
+import shutil
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple, TextIO
+
+MAX_LINE = 20_000  # characters of one line of text; what follows is cut and counted
+MAX_CELL = 200  # characters of one table cell
+
+Style = Literal["", "dim", "bold", "red", "green", "yellow", "cyan"]
+
+_SGR = {"dim": "2", "bold": "1", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+# C0 and C1 controls, DEL, line and paragraph separators, marks that reorder or hide text
+# (bidirectional, zero-width, byte-order), tag characters, and halves of surrogate pairs.
+_HOSTILE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+class Column(NamedTuple):
+    """A table column. `style` colors its cells on a terminal."""
+
+    name: str
+    right: bool = False
+    style: Style = ""
+
+
+class _Live:
+    """Whether a line that will be overwritten stands on the terminal."""
+
+    shown = False
+
+
+def clean(text: object, *, limit: int = MAX_LINE) -> str:
+    r"""Return `text` as one line that no terminal acts on.
+
+    Escape becomes U+241B, newline and tab `\n` and `\t`, other controls `\x07`, `\u202e` and so
+    on; nothing else changes. More than `limit` characters are cut, with the count in their place.
+    """
+    kept = str(text)
+    if len(kept) > limit:
+        kept = f"{kept[:limit]}... (+{len(kept) - limit} characters)"
+    return _HOSTILE.sub(_show_control, kept)
+
+
+def clean_lines(text: str) -> str:
+    """Return `text` with every line made inert; newlines stay, tabs become spaces."""
+    lines = text.replace("\r\n", "\n").expandtabs(4).split("\n")
+    return "\n".join(clean(line) for line in lines)
+
+
+def data(text: str, *, style: Style = "") -> None:
+    """Write text and a newline to stdout."""
+    _write(sys.stdout, _paint(clean_lines(text), style, sys.stdout))
+
+
+def talk(text: str, *, style: Style = "") -> None:
+    """Write text and a newline to stderr."""
+    _write(sys.stderr, _paint(clean_lines(text), style, sys.stderr))
+
+
+def warn(text: str) -> None:
+    """Write a warning to stderr."""
+    talk(f"warning: {text}", style="yellow")
+
+
+def error(message: str, *, next_command: str = "") -> None:
+    """Write an error and what to type next to stderr; never fails itself."""
+    try:
+        talk(f"error: {message}", style="red")
+        if next_command:
+            talk(f"next: {next_command}")
+        sys.stderr.flush()
+    except OSError:
+        return  # nobody reads: the exit status is all that is left
+
+
+def json(obj: object) -> None:
+    """Write one strict JSON document to stdout: ASCII, non-finite values as strings."""
+    _write(sys.stdout, stdlib_json.dumps(to_strict(obj), indent=2, allow_nan=False))
+
+
+def to_strict(obj: object) -> object:
+    """Return `obj` with non-finite floats as "NaN", "Infinity", "-Infinity", tuples as lists.
+
+    Raises:
+        TypeError: something JSON has no form for.
+    """
+    if obj is None or isinstance(obj, str | bool | int):
+        return obj
+    if isinstance(obj, float):
+        return obj if math.isfinite(obj) else _name_nonfinite(obj)
+    if isinstance(obj, Mapping):
+        return {str(key): to_strict(value) for key, value in obj.items()}
+    if isinstance(obj, Iterable):
+        return [to_strict(value) for value in obj]
+    raise TypeError(f"no JSON form for {type(obj).__name__}")
+
+
+def table(columns: Sequence[Column | str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table to stdout: drawn by rich on a terminal, aligned text elsewhere.
+
+    Cells are cleaned and cut at MAX_CELL characters. On a terminal a table wider than the screen
+    folds its cells; elsewhere a row is one line, whatever its length.
+    """
+    heads = [column if isinstance(column, Column) else Column(column) for column in columns]
+    cells = [[clean(cell, limit=MAX_CELL) for cell in row] for row in rows]
+    if is_terminal(sys.stdout):
+        _draw_table(heads, cells)
+    else:
+        _write(sys.stdout, "\n".join(_align(heads, cells)))
+
+
+def live(text: str) -> None:
+    """Show one line that the next output replaces; nothing where stderr is no terminal."""
+    if not is_terminal(sys.stderr):
+        return
+    width = max(10, shutil.get_terminal_size().columns - 1)
+    line = fit(clean(text), width)
+    sys.stderr.write(f"\r\x1b[K{line}")
+    sys.stderr.flush()
+    _Live.shown = True
+
+
+def flush() -> None:
+    """Hand everything written to the kernel, so that a full disk or closed pipe is noticed.
+
+    Raises:
+        OSError: the reader is gone or the disk is full.
+    """
+    _clear_live()
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def abandon_stdout() -> None:
+    """Stop writing to stdout: its reader is gone, and the interpreter must not fail at exit."""
+    try:
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, sys.stdout.fileno())
+        os.close(sink)
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it lives as long as the process
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Return whether a person reads this stream directly."""
+    try:
+        return stream.isatty() and os.environ.get("TERM") != "dumb"
+    except ValueError:  # closed
+        return False
+
+
+def use_color(stream: TextIO) -> bool:
+    """Return whether color may be written: a terminal, and no NO_COLOR."""
+    return is_terminal(stream) and not os.environ.get("NO_COLOR")
+
+
+def width_of(text: str) -> int:
+    """Return the terminal cells a cleaned text takes: wide characters two, combining none."""
+    if text.isascii():
+        return len(text)
+    return sum(_cell_width(char) for char in text)
+
+
+def fit(text: str, width: int) -> str:
+    """Return `text` cut to at most `width` terminal cells, with an ellipsis where it was cut."""
+    if width_of(text) <= width:
+        return text
+    kept, used = [], 1
+    for char in text:
+        used += _cell_width(char)
+        if used > width:
+            break
+        kept.append(char)
+    return "".join(kept) + "…"
+
+
+def _cell_width(char: str) -> int:
+    """Return how many terminal cells one character takes."""
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def _show_control(match: re.Match[str]) -> str:
+    """Return the visible form of one hostile character."""
+    char = match.group()
+    if char == "\x1b":
+        return "␛"
+    return char.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def _name_nonfinite(value: float) -> str:
+    """Return the string that stands for a non-finite value."""
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+
+
+def _paint(text: str, style: Style, stream: TextIO) -> str:
+    """Return cleaned text in color where the stream shows any."""
+    if not style or not use_color(stream):
+        return text
+    return f"\x1b[{_SGR[style]}m{text}\x1b[0m"
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write a line; characters the stream cannot encode become escapes."""
+    _clear_live()
+    try:
+        stream.write(f"{text}\n")
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "ascii"
+        stream.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _clear_live() -> None:
+    """Take the live line off the terminal."""
+    if _Live.shown:
+        _Live.shown = False
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+
+
+def _align(heads: list[Column], cells: list[list[str]]) -> list[str]:
+    """Return the table as aligned plain lines, two spaces between columns."""
+    lines = [[head.name for head in heads], *cells]
+    widths = [max(width_of(line[i]) for line in lines) for i in range(len(heads))]
+    return [
+        "  ".join(
+            _pad(text, width, right=head.right)
+            for text, width, head in zip(line, widths, heads, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _pad(text: str, width: int, *, right: bool) -> str:
+    """Return `text` filled with spaces to `width` cells."""
+    gap = " " * (width - width_of(text))
+    return f"{gap}{text}" if right else f"{text}{gap}"
+
+
+def _draw_table(heads: list[Column], cells: list[list[str]]) -> None:
+    """Draw the table with rich; cells are Text, so nothing in them is markup."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for head in heads:
+        drawn.add_column(
+            Text(head.name), justify="right" if head.right else "left", overflow="fold"
+        )
+    for row in cells:
+        drawn.add_row(
+            *(Text(text, style=head.style) for text, head in zip(row, heads, strict=True))
+        )
+    _clear_live()
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    console.print(drawn)

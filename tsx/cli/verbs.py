@@ -1,0 +1,92 @@
+"""The table of verbs, and the group that loads a verb's module only when that verb is used.
+
+A verb's module holds a function `command` (its signature is the command line, its docstring the
+help) or, for a verb with verbs of its own, a `typer.Typer` named `app`. The function returns None
+or its exit status and raises what the boundary in `tsx.cli.main` explains. At module level a
+verb imports only typer and the standard library; everything else inside the function's body.
+"""
+
+# ruff: noqa: ANN401 - typer keeps the types of its contexts and formatters private
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command as build_command
+
+from tsx.cli import output
+
+
+class Verb(NamedTuple):
+    """One line of `tsx --help`; `summary` is the first line of the command's own help."""
+
+    name: str
+    summary: str
+    section: str
+
+
+VERBS = (
+    Verb("run", "Train a recipe and record every line of it.", "Train"),
+    Verb("resume", "Go on with a run from its last checkpoint.", "Train"),
+    Verb("recipes", "List, show and validate recipes.", "Train"),
+    Verb("runs", "List runs, newest first.", "Read"),
+    Verb("show", "Show everything the registry knows of one run.", "Read"),
+    Verb("metrics", "Print one curve of a run.", "Read"),
+    Verb("compare", "Compare runs: config, metrics and curves.", "Read"),
+    Verb("dashboard", "Watch and compare runs in the terminal.", "Read"),
+    Verb("registry", "Look after the registry of runs.", "Keep"),
+    Verb("env", "Show versions, devices and paths, for bug reports.", "Keep"),
+)
+
+
+class VerbCommand(TyperCommand):
+    """A command that says so when a flag is given twice: the last one wins."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse, after a warning for every repeated flag that takes one value."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for param, count in Counter(order).items():
+            if count > 1 and not getattr(param, "multiple", False) and param.nargs == 1:
+                flag = max(param.opts, key=len)
+                if flag.startswith("-"):
+                    output.warn(f"{flag} is given {count} times; the last one wins")
+        return super().parse_args(ctx, args)
+
+
+class VerbGroup(TyperGroup):
+    """The root command: names and summaries from the table, code on first use."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all verbs in the table's order."""
+        return [verb.name for verb in VERBS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import the verb's module and build its command; None for an unknown name."""
+        if cmd_name not in self.commands and any(verb.name == cmd_name for verb in VERBS):
+            self.commands[cmd_name] = load_verb(cmd_name)
+        return self.commands.get(cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the table by sections, without importing a single verb."""
+        for section in dict.fromkeys(verb.section for verb in VERBS):
+            with formatter.section(section):
+                rows = [(verb.name, verb.summary) for verb in VERBS if verb.section == section]
+                formatter.write_dl(rows)
+
+
+def load_verb(name: str) -> Any:
+    """Return the command object of the verb `name`."""
+    module = importlib.import_module(f"tsx.cli.{name}")
+    group = getattr(module, "app", None)
+    if group is None:
+        group = typer.Typer(add_completion=False, rich_markup_mode=None)
+        group.command(name)(module.command)
+    for info in group.registered_commands:
+        info.cls = VerbCommand
+    group.rich_markup_mode = None
+    command = build_command(group)
+    command.name = name
+    return command
