@@ -1,0 +1,101 @@
+"""What a forecast is trained on, and the errors it is judged by.
+
+Labels: token t has seen the points up to (t + 1) P - 1, and `target` is the input shifted by one,
+so horizon h at token t is held against target[(t + 1) P - 1 : (t + 1) P - 1 + h]. Labels beyond
+the window and masked ones count nothing.
+
+Shapes: B batch, C points of the context, P points per token, T = C / P tokens, h points of a
+horizon, O number of horizons, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tsx.config import ModelConfig
+from tsx.model.forecaster import Forecast
+from tsx.model.router import reduce_aux
+
+
+class Losses(NamedTuple):
+    """The loss of one batch and its parts; scalars unless a suffix says otherwise."""
+
+    total: Tensor  # pred + aux_loss_weight * aux
+    pred: Tensor  # mean over horizons
+    aux: Tensor  # reduced as the config says
+    aux_L: Tensor  # each layer's own value, flat router 1, detached
+    pred_O: Tensor  # each horizon's Huber loss, detached
+
+
+class HorizonErrors(NamedTuple):
+    """Sums per horizon, to be added over batches before dividing."""
+
+    abs_sum_O: Tensor
+    sq_sum_O: Tensor
+    count_O: Tensor  # labels counted, int64
+
+
+def forecast_loss(
+    forecast: Forecast, target_BC: Tensor, mask_BC: Tensor, config: ModelConfig
+) -> Losses:
+    """Return the multi-horizon Huber loss with the load-balancing loss added.
+
+        pred  = mean_h [ sum(mask * huber(y_h - label_h)) / sum(mask) ]
+        total = pred + aux_loss_weight * aux
+
+    Source: Time-MoE (arXiv 2409.16040), eqs. 8 to 11, delta 2. Departure: a horizon without one
+    label gives 0 where the official code divides 0 by 0.
+
+    Args:
+        forecast: of the batch.
+        target_BC: the input shifted by one point; finite everywhere, zeros where masked.
+        mask_BC: bool, the targets that count.
+        config: of the model.
+    """
+    per_horizon = []
+    for prediction, label, mask in _iter_labels(forecast, target_BC, mask_BC, config):
+        error = F.huber_loss(prediction, label, reduction="none", delta=config.huber_delta)
+        per_horizon.append((error * mask).sum() / mask.sum().clamp(min=1))
+    pred_O = torch.stack(per_horizon)
+    pred = pred_O.mean()
+    aux = reduce_aux(forecast.routing, config.aux_reduction, config.top_k)
+    aux_L = torch.stack([stats.aux for stats in forecast.routing]).detach()
+    return Losses(pred + config.aux_loss_weight * aux, pred, aux, aux_L, pred_O.detach())
+
+
+@torch.no_grad()
+def horizon_errors(
+    forecast: Forecast, target_BC: Tensor, mask_BC: Tensor, config: ModelConfig
+) -> HorizonErrors:
+    """Return absolute and squared errors summed over the labels of each horizon.
+
+    MAE and MSE of a horizon are the sums over all batches divided by the counts over all batches.
+    """
+    absolute, squared, counts = [], [], []
+    for prediction, label, mask in _iter_labels(forecast, target_BC, mask_BC, config):
+        error = (prediction - label) * mask
+        absolute.append(error.abs().sum())
+        squared.append(error.square().sum())
+        counts.append(mask.sum())
+    return HorizonErrors(torch.stack(absolute), torch.stack(squared), torch.stack(counts))
+
+
+def _iter_labels(
+    forecast: Forecast, target_BC: Tensor, mask_BC: Tensor, config: ModelConfig
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield prediction, label and mask of each horizon, all [B, T, h], in the target's dtype."""
+    for prediction, horizon in zip(forecast.predictions, config.horizons, strict=True):
+        label = _window(target_BC, horizon, config.patch_len)
+        mask = _window(mask_BC, horizon, config.patch_len)
+        yield prediction.to(label.dtype), label, mask
+
+
+def _window(x_BC: Tensor, horizon: int, patch_len: int) -> Tensor:
+    """Return a view [B, T, h] whose [b, t] starts at the last point of token t; 0 past the end."""
+    padded = F.pad(x_BC[:, patch_len - 1 :], (0, horizon - 1))
+    return padded.unfold(1, horizon, patch_len)
