@@ -41,7 +41,11 @@ class HorizonErrors(NamedTuple):
 
 
 def forecast_loss(
-    forecast: Forecast, target_BC: Tensor, mask_BC: Tensor, config: ModelConfig
+    forecast: Forecast,
+    target_BC: Tensor,
+    mask_BC: Tensor,
+    config: ModelConfig,
+    counts_O: Tensor | None = None,
 ) -> Losses:
     """Return the multi-horizon Huber loss with the load-balancing loss added.
 
@@ -56,11 +60,15 @@ def forecast_loss(
         target_BC: the input shifted by one point; finite everywhere, zeros where masked.
         mask_BC: bool, the targets that count.
         config: of the model.
+        counts_O: labels per horizon to divide by, at least 1, where this batch is a part of a
+            larger one: `pred` summed over the parts is then the larger one's. None: its own.
     """
     per_horizon = []
-    for prediction, label, mask in _iter_labels(forecast, target_BC, mask_BC, config):
+    labels = _iter_labels(forecast, target_BC, mask_BC, config)
+    for index, (prediction, label, mask) in enumerate(labels):
         error = F.huber_loss(prediction, label, reduction="none", delta=config.huber_delta)
-        per_horizon.append((error * mask).sum() / mask.sum().clamp(min=1))
+        count = mask.sum().clamp(min=1) if counts_O is None else counts_O[index]
+        per_horizon.append((error * mask).sum() / count)
     pred_O = torch.stack(per_horizon)
     pred = pred_O.mean()
     aux = reduce_aux(forecast.routing, config.aux_reduction, config.top_k)
