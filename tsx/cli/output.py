@@ -130,7 +130,7 @@ def live(text: str) -> None:
     """Show one line that the next output replaces; nothing where stderr is no terminal."""
     if not is_terminal(sys.stderr):
         return
-    width = max(10, shutil.get_terminal_size().columns - 1)
+    width = max(10, terminal_size()[0] - 1)
     line = fit(clean(text), width)
     sys.stderr.write(f"\r\x1b[K{line}")
     sys.stderr.flush()
@@ -169,6 +169,12 @@ def is_terminal(stream: TextIO) -> bool:
 def use_color(stream: TextIO) -> bool:
     """Return whether color may be written: a terminal, and no NO_COLOR."""
     return is_terminal(stream) and not os.environ.get("NO_COLOR")
+
+
+def terminal_size() -> tuple[int, int]:
+    """Return columns and rows of the terminal, 80x24 where there is none."""
+    size = shutil.get_terminal_size()
+    return size.columns, size.lines
 
 
 def width_of(text: str) -> int:

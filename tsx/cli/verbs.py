@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command as build_command
+from typer.main import get_group as build_group
 
 from tsx.cli import output
 
@@ -69,6 +70,16 @@ class VerbGroup(TyperGroup):
             self.commands[cmd_name] = load_verb(cmd_name)
         return self.commands.get(cmd_name)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return name, command and the arguments left; an unknown name offers the nearest."""
+        if args[0] not in self.list_commands(ctx):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=2, cutoff=0.5)
+            offer = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            ctx.fail(f"no command {args[0]!r}{offer}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the table by sections, without importing a single verb."""
         for section in dict.fromkeys(verb.section for verb in VERBS):
@@ -80,13 +91,13 @@ class VerbGroup(TyperGroup):
 def load_verb(name: str) -> Any:
     """Return the command object of the verb `name`."""
     module = importlib.import_module(f"tsx.cli.{name}")
-    group = getattr(module, "app", None)
-    if group is None:
-        group = typer.Typer(add_completion=False, rich_markup_mode=None)
-        group.command(name)(module.command)
-    for info in group.registered_commands:
+    is_group = hasattr(module, "app")
+    verb = module.app if is_group else typer.Typer(add_completion=False)
+    if not is_group:
+        verb.command(name)(module.command)
+    for info in verb.registered_commands:
         info.cls = VerbCommand
-    group.rich_markup_mode = None
-    command = build_command(group)
+    verb.rich_markup_mode = None  # plain help: rich would double the start
+    command = build_group(verb) if is_group else build_command(verb)
     command.name = name
     return command
