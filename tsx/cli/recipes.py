@@ -62,9 +62,10 @@ def show_one(
     smoke: SmokeFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Print the resolved config: every default filled in, and who set each key.
+    """Print the resolved config of a recipe.
 
-    The text is itself a recipe: write it to tsx-recipes/NAME.toml to have your own.
+    Every default is filled in, and each key says who set it. The text is itself a recipe: write it
+    to tsx-recipes/NAME.toml to have your own.
     """
     plan, configs = _resolve(name, overrides or [], smoke=smoke)
     for key in plan.repeated:
@@ -82,7 +83,10 @@ def show_one(
 def validate(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Recipe files or names.")],
 ) -> int:
-    """Check recipe files: TOML, names, every key, every run of a sweep, with --smoke too."""
+    """Check recipe files and every run they ask for.
+
+    TOML, names, keys, ranges, each point of a sweep, and the same under --smoke.
+    """
     from recipes.errors import RecipeFileError
     from tsx.errors import ConfigError, Exit
 
