@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import types
 import typing
 from enum import StrEnum
@@ -19,8 +20,11 @@ from msgspec import Meta, Struct
 
 from tsx.errors import ConfigError
 
-PositiveInt = Annotated[int, Meta(ge=1)]
-NonNegativeInt = Annotated[int, Meta(ge=0)]
+MAX_COUNT = 2**31 - 1
+MAX_SHOWN = 80  # characters of a value in a message
+
+PositiveInt = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
+NonNegativeInt = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 NonNegativeFloat = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
@@ -92,7 +96,7 @@ class _Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of every section: frozen, unknown keys refused."""
 
 
-class DataConfig(_Section):
+class DataConfig(_Section, frozen=True, kw_only=True):
     """Which series are read and how windows are cut from them."""
 
     source: Source = Source.AUTO
@@ -110,7 +114,7 @@ class DataConfig(_Section):
     demo_series: PositiveInt = 64  # series per demo data set, when the demo corpus is used
 
 
-class ModelConfig(_Section):
+class ModelConfig(_Section, frozen=True, kw_only=True):
     """Time-MoE (arXiv 2409.16040); FACTS of sizes in docs/model.md."""
 
     hidden_size: PositiveInt = 384
@@ -145,7 +149,7 @@ class ModelConfig(_Section):
         return self.hidden_size // self.num_heads
 
 
-class OptimConfig(_Section):
+class OptimConfig(_Section, frozen=True, kw_only=True):
     """AdamW, its schedule and clipping."""
 
     lr: PositiveFloat = 1e-3
@@ -159,7 +163,7 @@ class OptimConfig(_Section):
     max_grad_norm: NonNegativeFloat = 1.0  # 0 turns clipping off
 
 
-class TrainConfig(_Section):
+class TrainConfig(_Section, frozen=True, kw_only=True):
     """How long, how much and how often; every interval counts optimizer steps."""
 
     steps: PositiveInt = 200
@@ -169,12 +173,12 @@ class TrainConfig(_Section):
     checkpoint_every: NonNegativeInt = 0  # 0 writes none at all
     fixed_batches: NonNegativeInt = 0  # train on the first N batches again and again; 0 is off
     max_wall_time_s: NonNegativeFloat = 0.0  # 0 is no limit
-    seed: Annotated[int, Meta(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     device: Device = Device.AUTO
     precision: Precision = Precision.AUTO
 
 
-class EvalConfig(_Section):
+class EvalConfig(_Section, frozen=True, kw_only=True):
     """Validation on held-out series and on out-of-distribution series."""
 
     every: NonNegativeInt = 50  # 0 is never
@@ -183,20 +187,20 @@ class EvalConfig(_Section):
     batch_size: PositiveInt | None = None  # default train.batch_size
 
 
-class DiagnosticsConfig(_Section):
+class DiagnosticsConfig(_Section, frozen=True, kw_only=True):
     """What is watched while a run trains."""
 
     on_nonfinite: OnNonFinite = OnNonFinite.HALT
 
 
-class PerfConfig(_Section):
+class PerfConfig(_Section, frozen=True, kw_only=True):
     """What speed is measured against."""
 
     mfu_peak_tflops: PositiveFloat | None = None  # dense; default: by device name, or measured
     sample_every_s: NonNegativeFloat = 2.0  # period of system samples; 0 turns them off
 
 
-class RunConfig(_Section):
+class RunConfig(_Section, frozen=True, kw_only=True):
     """One training run, whole."""
 
     data: DataConfig = DataConfig()
@@ -226,7 +230,7 @@ def decode(raw: dict[str, Any], *, place: str = "config") -> RunConfig:
         ConfigError: an unknown key (with the nearest valid one), a wrong type or range, or
             values that contradict each other. The message has key path and value.
     """
-    _refuse_unknown_keys(raw, place)
+    _check_keys(raw, place)
     try:
         config = msgspec.convert(raw, RunConfig)
     except msgspec.ValidationError as error:
@@ -261,20 +265,50 @@ def list_keys() -> dict[str, type]:
     }
 
 
-def _refuse_unknown_keys(raw: dict[str, Any], place: str) -> None:
-    """Raise ConfigError for the first section or key that no struct has."""
+def _check_keys(raw: object, place: str) -> None:
+    """Raise ConfigError for a section or key that no struct has, and for a value none can take."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{place} is {_show(raw)}; expected sections such as [model]")
     sections = {field.name: field.type for field in msgspec.structs.fields(RunConfig)}
     for section, keys in raw.items():
         if section not in sections:
-            raise ConfigError(f"{place}: unknown section [{section}]{_nearest(section, sections)}")
+            near = _nearest(str(section), sections)
+            raise ConfigError(f"{place}: unknown section [{section}]{near}")
         if not isinstance(keys, dict):
-            raise ConfigError(f"{place} [{section}] is {keys!r}; expected a table of keys")
+            raise ConfigError(f"{place} [{section}] is {_show(keys)}; expected a table of keys")
         valid = [field.name for field in msgspec.structs.fields(sections[section])]
         for key, value in keys.items():
+            where = f"{place} [{section}] {key}={_show(value)}"
             if key not in valid:
-                raise ConfigError(
-                    f"{place} [{section}] {key}={value!r}: unknown key{_nearest(key, valid)}"
-                )
+                raise ConfigError(f"{where}: unknown key{_nearest(str(key), valid)}")
+            for item in value if isinstance(value, list | tuple) else [value]:
+                _check_value(item, where)
+
+
+def _check_value(value: object, where: str) -> None:
+    """Refuse what JSON and file systems cannot hold: NaN, infinity, NUL, lone surrogates."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: expected a finite number")
+    if isinstance(value, str) and ("\0" in value or (not value.isascii() and _is_broken(value))):
+        raise ConfigError(f"{where}: expected text without NUL or broken Unicode")
+
+
+def _is_broken(text: str) -> bool:
+    """Return whether `text` has no UTF-8 form."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _show(value: object) -> str:
+    """Return a value's repr, cut to what fits in a message."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a nest
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _nearest(name: str, valid: typing.Iterable[str]) -> str:
@@ -295,7 +329,9 @@ def _explain(error: msgspec.ValidationError, raw: dict[str, Any], place: str) ->
     if len(keys) < 2:
         return f"{place}: {text}"
     wanted = text[0].lower() + text[1:]
-    return f"{place} [{keys[0]}] {'.'.join(keys[1:])}={value!r}: {wanted}{_choices(keys)}"
+    wanted = wanted.replace("`array`", "a list").replace(" | null`", "`")
+    key = keys[1].partition("[")[0]
+    return f"{place} [{keys[0]}] {key}={_show(value)}: {wanted}{_choices(keys)}"
 
 
 def _choices(keys: list[str]) -> str:
@@ -324,6 +360,11 @@ def _check(config: RunConfig, place: str) -> None:
         raise ConfigError(
             f"{place} [model] hidden_size={model.hidden_size} / num_heads={model.num_heads} gives "
             f"head_dim={model.head_dim}; rotary embedding needs an even one"
+        )
+    if not model.expert_width:
+        raise ConfigError(
+            f"{place} [model] top_k={model.top_k} leaves no width for an expert of "
+            f"d_ff={model.ff_width}; set d_expert"
         )
     if not model.horizons or len(set(model.horizons)) != len(model.horizons):
         raise ConfigError(
