@@ -43,7 +43,7 @@ class _Record(Struct, frozen=True, kw_only=True, tag_field="type"):
     time: float  # UTC seconds since the epoch
 
 
-class RunStarted(_Record, tag="run_started"):
+class RunStarted(_Record, frozen=True, tag="run_started"):
     """A run exists: who asked for it, with what, from which code. Emitted by the launcher."""
 
     run_id: str
@@ -67,7 +67,7 @@ class RunStarted(_Record, tag="run_started"):
     pid: int = 0  # of the process that trains; 0 while it does not exist yet
 
 
-class RunPrepared(_Record, tag="run_prepared"):
+class RunPrepared(_Record, frozen=True, tag="run_prepared"):
     """Model and data stand; what they turned out to be. Emitted by the trainer before step 1."""
 
     pid: int
@@ -88,7 +88,7 @@ class RunPrepared(_Record, tag="run_prepared"):
     versions: dict[str, str] = {}  # libraries only the trainer knows (torch's build, CUDA)
 
 
-class RunResumed(_Record, tag="run_resumed"):
+class RunResumed(_Record, frozen=True, tag="run_resumed"):
     """The run goes on from a checkpoint; metrics after `from_step` are history of a dead branch."""
 
     from_step: int
@@ -98,14 +98,14 @@ class RunResumed(_Record, tag="run_resumed"):
     fingerprint: str = ""
 
 
-class Metrics(_Record, tag="metrics"):
+class Metrics(_Record, frozen=True, tag="metrics"):
     """Values of one step. Values may be non-finite; keys are "train/loss", "val/mse_h8", ..."""
 
     step: int
     values: dict[str, float]
 
 
-class Finding(_Record, tag="finding"):
+class Finding(_Record, frozen=True, tag="finding"):
     """A fault or remark: what, where and why. Equal (kind, module, op, where, cause) count up."""
 
     kind: str  # "nan-origin", "config-lint", ...
@@ -121,7 +121,7 @@ class Finding(_Record, tag="finding"):
     count: int = 1
 
 
-class Artifact(_Record, tag="artifact"):
+class Artifact(_Record, frozen=True, tag="artifact"):
     """A file the run wrote. `path` is relative to the run's folder."""
 
     kind: str  # "checkpoint", "trace", "batch"
@@ -131,13 +131,13 @@ class Artifact(_Record, tag="artifact"):
     metadata: dict[str, Any] = {}  # for a checkpoint: {"best": bool, "val_loss": float}
 
 
-class Heartbeat(_Record, tag="heartbeat"):
+class Heartbeat(_Record, frozen=True, tag="heartbeat"):
     """The run is alive at this step though it has nothing to say."""
 
     step: int = 0
 
 
-class Output(_Record, tag="output"):
+class Output(_Record, frozen=True, tag="output"):
     """Captured stdout or stderr of the run's process, capped, secrets redacted."""
 
     stream: str  # "stdout" or "stderr"
@@ -145,7 +145,7 @@ class Output(_Record, tag="output"):
     dropped_bytes: int = 0
 
 
-class RunEnded(_Record, tag="run_ended"):
+class RunEnded(_Record, frozen=True, tag="run_ended"):
     """The run is over. A run without this event whose process is gone was killed."""
 
     status: Status
