@@ -18,7 +18,7 @@ from typing import Protocol
 
 from registry.events import Event, RunEnded, RunStarted
 from registry.journal import iter_events
-from registry.liveness import RunLock
+from registry.liveness import LockHeld, RunLock
 from registry.recover import read_output
 from registry.store import Recorder
 from tsx import config as configs
@@ -197,12 +197,12 @@ class Supervisor:
 
 def _lock(folder: Path, run_id: str) -> RunLock:
     """Take the run's lock or say that it is still going."""
-    lock = RunLock.acquire(folder)
-    if lock is None:
+    try:
+        return RunLock.acquire(folder)
+    except LockHeld:
         raise ConfigError(
             f"run {run_id} is still going", next_command=f"tsx show {run_id}"
-        )
-    return lock
+        ) from None
 
 
 def _run_started(plan: RunPlan, provenance: Provenance) -> RunStarted:

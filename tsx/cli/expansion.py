@@ -1,0 +1,32 @@
+"""A recipe's name and the flags of a command line -> checked configs. Shared by the verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from recipes.loader import Plan
+    from tsx.config import RunConfig
+
+
+def expand_recipe(
+    name: str, overrides: Sequence[str], *, smoke: bool
+) -> tuple[Plan, list[tuple[str, RunConfig]]]:
+    """Return the resolved plan, and suffix and checked config of each of its runs.
+
+    Raises:
+        RecipeFileError: no such recipe, or a file that does not hold.
+        ConfigError: a value that does not hold, with recipe, key path and value.
+    """
+    from recipes.loader import expand, get_recipe, resolve
+    from tsx.cli.places import list_recipe_folders
+    from tsx.config import decode
+
+    search = list_recipe_folders()
+    plan = resolve(get_recipe(name, search), search, overrides, smoke)
+    place = f"recipe {plan.name!r}"
+    return plan, [
+        (suffix, decode(raw, place=f"{place} ({suffix})" if suffix else place))
+        for suffix, raw in expand(plan)
+    ]

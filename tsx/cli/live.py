@@ -1,0 +1,133 @@
+"""What a person sees while runs train: plain lines, and on a terminal a progress bar below them.
+
+Lines are data and go to stdout; headers, findings and endings are talk and go to stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from registry.events import Artifact, Event, Finding, Metrics, RunPrepared, Severity, Status
+from tsx.cli import output
+from tsx.cli.lines import closing_line, duration, finding_line, list_lines
+from tsx.config import RunConfig
+from tsx.launch.exit_reason import Ending
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class PlainView:
+    """Prints every line as it is recorded; the same on a pipe, in a log and in a test."""
+
+    def __init__(self) -> None:
+        self._prepared: RunPrepared | None = None
+        self._peak_gib: float | None = None
+        self._began = 0.0
+
+    def begin(self, run_id: str, name: str, config: RunConfig) -> None:
+        """Say which run starts."""
+        self._prepared, self._peak_gib, self._began = None, None, time.monotonic()
+        seed, steps = config.train.seed, config.train.steps
+        output.talk(f"run {run_id} {name!r}: {steps} steps, seed {seed}; starting torch ...")
+
+    def see(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case RunPrepared():
+                self._prepared = event
+                self._notes(event)
+            case Metrics():
+                self._peak_gib = event.values.get("sys/peak_mem_gib", self._peak_gib)
+            case Finding(severity=Severity.INFO):
+                output.talk(finding_line(event))
+            case Finding():
+                output.talk(finding_line(event), style="yellow")
+            case Artifact(kind="checkpoint"):
+                output.talk(f"checkpoint step={event.step} {event.path}")
+        for line in list_lines(event):
+            output.data(line)
+
+    def tick(self) -> None:
+        """Do nothing: plain lines need no redraw."""
+
+    def finish(self, run_id: str, ending: Ending) -> None:
+        """Print the closing line and how the run ended."""
+        if self._prepared is not None:
+            output.data(closing_line(self._prepared, self._peak_gib))
+        reason = f": {ending.reason}" if ending.reason else ""
+        took = duration(time.monotonic() - self._began)
+        good = ending.status is Status.COMPLETED
+        output.talk(
+            f"run {run_id} {ending.status} in {took}{reason}", style="green" if good else "yellow"
+        )
+        follow_up = f"tsx show {run_id}" if good else f"tsx show {run_id}, tsx resume {run_id}"
+        output.talk(f"next: {follow_up}")
+
+    def _notes(self, event: RunPrepared) -> None:
+        """Say what a default decided."""
+        if isinstance(notice := event.data.get("notice"), str):
+            output.talk(notice)
+        output.talk(f"warm-up: {event.warmup_steps} steps, then {event.threads or 1} threads train")
+
+
+class LiveView(PlainView):
+    """PlainView with a progress bar and an ETA under the lines; for terminals."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def begin(self, run_id: str, name: str, config: RunConfig) -> None:
+        """Say which run starts and open its bar."""
+        super().begin(run_id, name, config)
+        self._progress = _make_progress()
+        self._task = self._progress.add_task(output.clean(name), total=config.train.steps, loss="")
+        self._progress.start()
+
+    def see(self, event: Event) -> None:
+        """Show one event and move the bar."""
+        super().see(event)
+        if self._progress is None or self._task is None or not isinstance(event, Metrics):
+            return
+        if "train/loss" in event.values:
+            loss = f"loss {event.values['train/loss']:.4f}"
+            self._progress.update(self._task, completed=event.step, loss=loss)
+
+    def finish(self, run_id: str, ending: Ending) -> None:
+        """Close the bar and print how the run ended."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        super().finish(run_id, ending)
+
+
+def make_view() -> PlainView:
+    """Return the view that fits where the output goes."""
+    return LiveView() if sys.stdout.isatty() and sys.stderr.isatty() else PlainView()
+
+
+def _make_progress() -> Progress:
+    """Return rich's progress bar: name, bar, step of steps, loss, elapsed and remaining time."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        transient=True,
+    )

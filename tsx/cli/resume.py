@@ -1,0 +1,55 @@
+"""`tsx resume RUN`: go on with the same run from its last checkpoint."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from tsx.cli import output
+
+
+def command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Id, prefix, name, @last or @-2.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="SECTION.KEY=VALUE", help="Change one value, such as train.steps=400."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "",
+) -> int:
+    """Go on with a run from its last checkpoint.
+
+    The same run continues bit for bit, whatever its status. More steps, other intervals or another
+    device may be asked for; another architecture, data or seed is refused with the difference.
+    """
+    from recipes.overrides import parse_overrides
+    from registry.connection import find_home, find_url
+    from registry.queries import Reader
+    from registry.recover import recover
+    from tsx.cli.live import make_view
+    from tsx.config import decode
+    from tsx.launch.supervise import Supervisor
+
+    asked = list(overrides or []) + ([f'train.device="{device}"'] if device else [])
+    given = parse_overrides(asked)
+    for key in given.repeated:
+        output.warn(f"{key} is given more than once; the last one wins")
+    home = find_home()
+    url = find_url(home)
+    recover(home, url)
+    with Reader.open(url) as reader:
+        detail = reader.get_detail(reader.get_run(run).id)
+    config = decode(_lay_over(detail.config, given.values), place=f"run {detail.run.id}")
+    ending = Supervisor(home, url, make_view()).resume(detail.run.id, detail.run.name, config)
+    return ending.exit_code
+
+
+def _lay_over(config: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of the recorded config with "section.key" values set."""
+    merged = {section: dict(keys) for section, keys in config.items()}
+    for path, value in values.items():
+        section, _, key = path.partition(".")
+        merged.setdefault(section, {})[key] = value
+    return merged

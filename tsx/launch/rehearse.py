@@ -1,0 +1,39 @@
+"""A dry run: a worker prepares data, model and device, says what it found, and trains nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from registry.events import Event
+from registry.journal import decode
+from tsx import config as configs
+from tsx.config import RunConfig
+from tsx.errors import ConfigError, Exit, TsxError
+from tsx.launch.worker import Order
+
+
+def iter_rehearsal(config: RunConfig, home: Path) -> Iterator[Event]:
+    """Yield the events a run of this config would begin with.
+
+    Raises:
+        ConfigError: config or data do not hold.
+        TsxError: the worker failed in another way.
+    """
+    order = Order(config=configs.to_plain(config), home=str(home), dry_run=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tsx.launch.worker"],
+        input=msgspec.json.encode(order),
+        capture_output=True,
+        check=False,
+    )
+    for line in done.stdout.splitlines():
+        yield decode(line)
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        reason = said[-1] if said else f"the worker exited with status {done.returncode}"
+        raise ConfigError(reason) if done.returncode == Exit.USAGE else TsxError(reason)
