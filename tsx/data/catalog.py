@@ -1,0 +1,101 @@
+"""Which data sets lie under a path, how they are named, and which of them globs select.
+
+A folder with a meta.json is a data set; so is a .jsonl file. Anything else is walked, hidden
+names aside, every folder once (a symlink loop ends). Nothing is opened here.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tsx.data.series import META_NAME
+from tsx.errors import DataError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A data set that can be opened: its name, and its folder or .jsonl file."""
+
+    name: str  # "<domain>/<dataset>"
+    path: Path
+
+
+def list_entries(root: Path) -> list[Entry]:
+    """Return the data sets at or under `root`, ordered by name.
+
+    Names are paths below `root`; where that gives no domain, the folder above lends its name, so
+    a data set is called the same whether the path leads to the corpus, the domain or to itself.
+
+    Raises:
+        DataError: nothing at that path, nothing readable, or no data set.
+    """
+    root = Path(os.path.abspath(root.expanduser()))
+    if not root.exists():
+        raise DataError(
+            f"no data at {root}: no such file or folder", next_command="tsx run ... --data PATH"
+        )
+    try:
+        entries = [Entry(_name(root, path), path) for path in iter_paths(root)]
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
+    if not entries:
+        raise DataError(
+            f"no data set at {root}: expected folders of {META_NAME} and data-<i>-of-<n>.bin, "
+            "or .jsonl files"
+        )
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def iter_paths(root: Path) -> Iterator[Path]:
+    """Yield the folder or file of each data set at or under `root`."""
+    if root.is_file():
+        if root.suffix == ".jsonl":
+            yield root
+        return
+    seen: set[tuple[int, int]] = set()
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        if (folder / META_NAME).is_file():
+            yield folder
+            continue
+        with os.scandir(folder) as found:
+            for child in sorted(found, key=lambda child: child.name, reverse=True):
+                if child.name.startswith("."):
+                    continue
+                if child.is_dir():
+                    waiting.append(Path(child.path))
+                elif child.name.endswith(".jsonl") and child.is_file():
+                    yield Path(child.path)
+
+
+def matches(name: str, globs: Sequence[str]) -> bool:
+    """Say whether a data set's name, or its domain alone, matches any of the globs."""
+    domain = name.partition("/")[0]
+    return any(
+        fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(domain, glob) for glob in globs
+    )
+
+
+def describe_names(entries: Sequence[Entry], limit: int = 20) -> str:
+    """Return the names of the data sets there are, for an error."""
+    names = [entry.name for entry in entries]
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _name(root: Path, path: Path) -> str:
+    parts = path.relative_to(root).parts
+    if len(parts) == 0:
+        parts = (root.parent.name, root.name)
+    elif len(parts) == 1:
+        parts = (root.name, *parts)
+    return "/".join(part for part in parts if part)
