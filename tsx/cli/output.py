@@ -14,16 +14,26 @@ import os
 import re
 import shutil
 import sys
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, TextIO
+
+from tsx.text import count_cells, pad
 
 MAX_LINE = 20_000  # characters of one line of text; what follows is cut and counted
 MAX_CELL = 200  # characters of one table cell
 
-Style = Literal["", "dim", "bold", "red", "green", "yellow", "cyan"]
+Style = Literal["", "dim", "strong", "good", "warning", "bad", "accent"]
 
-_SGR = {"dim": "2", "bold": "1", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+_SGR = {"dim": "2", "strong": "1", "good": "32", "warning": "33", "bad": "31", "accent": "36"}
+_RICH = {
+    "": "",
+    "dim": "dim",
+    "strong": "bold",
+    "good": "green",
+    "warning": "yellow",
+    "bad": "red",
+    "accent": "cyan",
+}
 # C0 and C1 controls, DEL, line and paragraph separators, marks that reorder or hide text
 # (bidirectional, zero-width, byte-order), tag characters, and halves of surrogate pairs.
 _HOSTILE = re.compile(
@@ -40,10 +50,11 @@ class Column(NamedTuple):
     style: Style = ""
 
 
-class _Live:
-    """Whether a line that will be overwritten stands on the terminal."""
+class Cell(NamedTuple):
+    """A table cell with a color of its own."""
 
-    shown = False
+    text: object
+    style: Style = ""
 
 
 def clean(text: object, *, limit: int = MAX_LINE) -> str:
@@ -76,13 +87,13 @@ def talk(text: str, *, style: Style = "") -> None:
 
 def warn(text: str) -> None:
     """Write a warning to stderr."""
-    talk(f"warning: {text}", style="yellow")
+    talk(f"warning: {text}", style="warning")
 
 
 def error(message: str, *, next_command: str = "") -> None:
     """Write an error and what to type next to stderr; never fails itself."""
     try:
-        talk(f"error: {message}", style="red")
+        talk(f"error: {message}", style="bad")
         if next_command:
             talk(f"next: {next_command}")
         sys.stderr.flush()
@@ -119,22 +130,13 @@ def table(columns: Sequence[Column | str], rows: Iterable[Sequence[object]]) -> 
     folds its cells; elsewhere a row is one line, whatever its length.
     """
     heads = [column if isinstance(column, Column) else Column(column) for column in columns]
-    cells = [[clean(cell, limit=MAX_CELL) for cell in row] for row in rows]
+    cells = [
+        [_make_cell(cell, head) for cell, head in zip(row, heads, strict=True)] for row in rows
+    ]
     if is_terminal(sys.stdout):
         _draw_table(heads, cells)
     else:
         _write(sys.stdout, "\n".join(_align(heads, cells)))
-
-
-def live(text: str) -> None:
-    """Show one line that the next output replaces; nothing where stderr is no terminal."""
-    if not is_terminal(sys.stderr):
-        return
-    width = max(10, terminal_size()[0] - 1)
-    line = fit(clean(text), width)
-    sys.stderr.write(f"\r\x1b[K{line}")
-    sys.stderr.flush()
-    _Live.shown = True
 
 
 def flush() -> None:
@@ -143,7 +145,6 @@ def flush() -> None:
     Raises:
         OSError: the reader is gone or the disk is full.
     """
-    _clear_live()
     sys.stdout.flush()
     sys.stderr.flush()
 
@@ -161,47 +162,21 @@ def abandon_stdout() -> None:
 def is_terminal(stream: TextIO) -> bool:
     """Return whether a person reads this stream directly."""
     try:
-        return stream.isatty() and os.environ.get("TERM") != "dumb"
+        return stream.isatty()
     except ValueError:  # closed
         return False
 
 
 def use_color(stream: TextIO) -> bool:
-    """Return whether color may be written: a terminal, and no NO_COLOR."""
-    return is_terminal(stream) and not os.environ.get("NO_COLOR")
+    """Return whether color may be written: a terminal that knows any, and no NO_COLOR."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return is_terminal(stream) and not plain
 
 
 def terminal_size() -> tuple[int, int]:
     """Return columns and rows of the terminal, 80x24 where there is none."""
     size = shutil.get_terminal_size()
     return size.columns, size.lines
-
-
-def width_of(text: str) -> int:
-    """Return the terminal cells a cleaned text takes: wide characters two, combining none."""
-    if text.isascii():
-        return len(text)
-    return sum(_cell_width(char) for char in text)
-
-
-def fit(text: str, width: int) -> str:
-    """Return `text` cut to at most `width` terminal cells, with an ellipsis where it was cut."""
-    if width_of(text) <= width:
-        return text
-    kept, used = [], 1
-    for char in text:
-        used += _cell_width(char)
-        if used > width:
-            break
-        kept.append(char)
-    return "".join(kept) + "…"
-
-
-def _cell_width(char: str) -> int:
-    """Return how many terminal cells one character takes."""
-    if unicodedata.combining(char):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 def _show_control(match: re.Match[str]) -> str:
@@ -228,7 +203,6 @@ def _paint(text: str, style: Style, stream: TextIO) -> str:
 
 def _write(stream: TextIO, text: str) -> None:
     """Write a line; characters the stream cannot encode become escapes."""
-    _clear_live()
     try:
         stream.write(f"{text}\n")
     except UnicodeEncodeError:
@@ -236,34 +210,26 @@ def _write(stream: TextIO, text: str) -> None:
         stream.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
 
 
-def _clear_live() -> None:
-    """Take the live line off the terminal."""
-    if _Live.shown:
-        _Live.shown = False
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
+def _make_cell(cell: object, head: Column) -> Cell:
+    """Return a cleaned cell in its own or its column's style."""
+    text, style = cell if isinstance(cell, Cell) else (cell, head.style)
+    return Cell(clean(text, limit=MAX_CELL), style)
 
 
-def _align(heads: list[Column], cells: list[list[str]]) -> list[str]:
+def _align(heads: list[Column], rows: list[list[Cell]]) -> list[str]:
     """Return the table as aligned plain lines, two spaces between columns."""
-    lines = [[head.name for head in heads], *cells]
-    widths = [max(width_of(line[i]) for line in lines) for i in range(len(heads))]
+    lines = [[head.name for head in heads], *([str(cell.text) for cell in row] for row in rows)]
+    widths = [max(count_cells(line[i]) for line in lines) for i in range(len(heads))]
     return [
         "  ".join(
-            _pad(text, width, right=head.right)
+            pad(text, width, right=head.right)
             for text, width, head in zip(line, widths, heads, strict=True)
         ).rstrip()
         for line in lines
     ]
 
 
-def _pad(text: str, width: int, *, right: bool) -> str:
-    """Return `text` filled with spaces to `width` cells."""
-    gap = " " * (width - width_of(text))
-    return f"{gap}{text}" if right else f"{text}{gap}"
-
-
-def _draw_table(heads: list[Column], cells: list[list[str]]) -> None:
+def _draw_table(heads: list[Column], rows: list[list[Cell]]) -> None:
     """Draw the table with rich; cells are Text, so nothing in them is markup."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -272,13 +238,8 @@ def _draw_table(heads: list[Column], cells: list[list[str]]) -> None:
 
     drawn = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for head in heads:
-        drawn.add_column(
-            Text(head.name), justify="right" if head.right else "left", overflow="fold"
-        )
-    for row in cells:
-        drawn.add_row(
-            *(Text(text, style=head.style) for text, head in zip(row, heads, strict=True))
-        )
-    _clear_live()
-    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
-    console.print(drawn)
+        justify: Literal["left", "right"] = "right" if head.right else "left"
+        drawn.add_column(Text(head.name), justify=justify, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(str(cell.text), style=_RICH[cell.style]) for cell in row))
+    Console(file=sys.stdout, highlight=False, markup=False, emoji=False).print(drawn)
