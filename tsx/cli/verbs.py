@@ -47,14 +47,20 @@ class VerbCommand(TyperCommand):
     """A command that says so when a flag is given twice: the last one wins."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse, after a warning for every repeated flag that takes one value."""
-        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        """Parse, warn of every repeated flag that takes one value, show a value that is wrong."""
+        given, _, order = self.make_parser(ctx).parse_args(args=list(args))
         for param, count in Counter(order).items():
             if count > 1 and not getattr(param, "multiple", False) and param.nargs == 1:
                 flag = max(param.opts, key=len)
                 if flag.startswith("-"):
                     output.warn(f"{flag} is given {count} times; the last one wins")
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            name = getattr(error.param, "name", None)
+            if name in given:
+                error.message = f"{given[name]!r}: {error.message}"
+            raise
 
 
 class VerbGroup(TyperGroup):
