@@ -1,0 +1,156 @@
+"""The loss of one optimizer step, whole or in micro-batches.
+
+A mean of the micro-batches' means would weigh a point in a half-padded micro-batch more than one
+in a full one. Here the labels of the whole step are counted first, per horizon, and every
+micro-batch divides by that: n micro-batches give the gradient of one batch n times as large. The
+load-balancing loss is no sum over tokens; it is the mean of the micro-batches' values.
+
+Shapes: B windows, C points of the context, P points per token, O horizons, L layers, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tsx.config import ModelConfig, Precision
+from tsx.data.windows import Batch
+from tsx.model.forecaster import Forecast, Forecaster
+from tsx.model.losses import forecast_loss
+from tsx.model.router import RouterStats
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBatch:
+    """One batch on the device that trains."""
+
+    input_BC: Tensor
+    input_mask_BC: Tensor
+    target_BC: Tensor
+    target_mask_BC: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoss:
+    """What one step came to; scalars on the device, nothing read yet."""
+
+    pred: Tensor
+    aux: Tensor
+    aux_L: Tensor
+    load_LE: Tensor
+    entropy_L: Tensor
+
+
+def move_batch(batch: Batch, device: torch.device) -> DeviceBatch:
+    """Copy a batch to the device; from pinned memory, without waiting, where that is CUDA."""
+    arrays = (batch.input_BC, batch.input_mask_BC, batch.target_BC, batch.target_mask_BC)
+    tensors = [torch.from_numpy(array) for array in arrays]
+    if device.type == "cuda":
+        return DeviceBatch(*(t.pin_memory().to(device, non_blocking=True) for t in tensors))
+    return DeviceBatch(*(t.to(device) for t in tensors))
+
+
+def run_forward(model: Forecaster, data: DeviceBatch, precision: Precision) -> Forecast:
+    """Predict a batch: fp32, or bf16 autocast on the fp32 parameters."""
+    device_type, is_bf16 = data.input_BC.device.type, precision is Precision.BF16
+    with torch.autocast(device_type, dtype=torch.bfloat16, enabled=is_bf16):
+        forecast: Forecast = model(data.input_BC, data.input_mask_BC)
+    return forecast
+
+
+def count_labels(
+    masks: Sequence[npt.NDArray[np.bool_]], model: ModelConfig
+) -> npt.NDArray[np.int64]:
+    """Return how many labels each horizon has over some target masks [B, C].
+
+    Token t of horizon h is held against targets (t + 1) P - 1 to (t + 1) P - 2 + h, so target i
+    is a label of min(floor(j / P), T - 1) - ceil((j - h + 1) / P) + 1 tokens, j = i - P + 1,
+    none below 0.
+    """
+    points_C = np.sum([mask.sum(0, dtype=np.int64) for mask in masks], axis=0)
+    length, patch = len(points_C), model.patch_len
+    offset_C = np.arange(length) - patch + 1
+    last_C = offset_C // patch
+    counts = []
+    for horizon in model.horizons:
+        first_C = np.maximum(-((horizon - 1 - offset_C) // patch), 0)
+        labels_C = np.where(offset_C >= 0, last_C - first_C + 1, 0)
+        counts.append(int((points_C * labels_C).sum()))
+    return np.array(counts, dtype=np.int64)
+
+
+def accumulate_gradients(
+    model: Forecaster, batches: Sequence[Batch], precision: Precision, device: torch.device
+) -> StepLoss:
+    """Run forward and backward over the micro-batches of one step; gradients add up in `.grad`.
+
+    The returned values are of the whole step: `pred` is that of one large batch, router
+    statistics are means over the micro-batches.
+    """
+    config = model.config
+    counts = count_labels([batch.target_mask_BC for batch in batches], config)
+    counts_O = torch.from_numpy(np.maximum(counts, 1)).to(device)
+    share = 1.0 / len(batches)
+    parts: list[StepLoss] = []
+    for batch in batches:
+        data = move_batch(batch, device)
+        forecast = run_forward(model, data, precision)
+        losses = forecast_loss(forecast, data.target_BC, data.target_mask_BC, config, counts_O)
+        # aux is a mean over the micro-batches, pred a sum: its divisor is the whole step's.
+        loss = losses.pred + config.aux_loss_weight * share * losses.aux
+        torch.autograd.backward(loss)
+        load_LE, entropy_L = _stack_routing(forecast.routing)
+        parts.append(
+            StepLoss(losses.pred.detach(), losses.aux.detach(), losses.aux_L, load_LE, entropy_L)
+        )
+    return _join(parts)
+
+
+def _stack_routing(routing: Sequence[RouterStats]) -> tuple[Tensor, Tensor]:
+    """Return load [L, E] and entropy [L] of a forward pass."""
+    with torch.no_grad():
+        return (
+            torch.stack([stats.load_E for stats in routing]),
+            torch.stack([stats.entropy for stats in routing]),
+        )
+
+
+def _join(parts: Sequence[StepLoss]) -> StepLoss:
+    """Return the step's values from those of its micro-batches."""
+    if len(parts) == 1:
+        return parts[0]
+    return StepLoss(
+        pred=torch.stack([part.pred for part in parts]).sum(),
+        aux=torch.stack([part.aux for part in parts]).mean(),
+        aux_L=torch.stack([part.aux_L for part in parts]).mean(0),
+        load_LE=torch.stack([part.load_LE for part in parts]).mean(0),
+        entropy_L=torch.stack([part.entropy_L for part in parts]).mean(0),
+    )
+
+
+def read_router_metrics(loss: StepLoss) -> dict[str, float]:
+    """Return the `router/...` values of a step, read from the device in one go.
+
+    Per layer: load of the busiest expert over the mean, entropy of the mean probabilities over
+    ln E, load-balancing loss. Over the layers: the largest load, the smallest entropy and the
+    share of experts without a single token.
+    """
+    num_experts = loss.load_LE.shape[1]
+    load_L = loss.load_LE.amax(1) * num_experts
+    idle_L = (loss.load_LE == 0).float().mean(1)
+    rows = torch.stack([load_L, loss.entropy_L, loss.aux_L, idle_L]).tolist()
+    values = {
+        "router/load_max_over_mean": max(rows[0]),
+        "router/entropy": min(rows[1]),
+        "router/idle_experts_frac": sum(rows[3]) / len(rows[3]),
+    }
+    for layer, (load, entropy, aux, _) in enumerate(zip(*rows, strict=True)):
+        values[f"router/layer{layer}/load_max_over_mean"] = load
+        values[f"router/layer{layer}/entropy"] = entropy
+        values[f"router/layer{layer}/aux"] = aux
+    return values

@@ -1,0 +1,280 @@
+"""Everything a run has at hand while it trains, made ready before the first step.
+
+Owns the order: device, data, model, optimizer, data order, then the checkpoint of a resumed run,
+then what is said about all of it. Nothing is emitted before a resume is known to be allowed, so a
+refused one leaves no trace in the run.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.optim import AdamW
+
+from registry.events import Finding, RunPrepared, RunResumed, Severity
+from tsx import config as configs
+from tsx.config import Precision, RunConfig
+from tsx.data.corpus import Corpus, open_corpus
+from tsx.data.stream import BatchStream
+from tsx.diagnostics.config_lint import DataFacts, lint
+from tsx.errors import ConfigError, DataError, TsxError
+from tsx.model.forecaster import Forecaster, build_forecaster
+from tsx.model.size import count_params
+from tsx.perf.device import find_device_name, resolve_device, resolve_precision, synchronize
+from tsx.perf.flops import flops_per_token
+from tsx.perf.memory import PeakMemory
+from tsx.perf.peaks import Peak, get_peak
+from tsx.perf.timing import IntervalTimer
+from tsx.trainer import optim, rng
+from tsx.trainer.checkpoint import Best, CheckpointFolder, CheckpointState
+from tsx.trainer.resume import (
+    ResumePoint,
+    check_resumable,
+    list_allowed_changes,
+    load_resume_point,
+)
+from tsx.trainer.telemetry import Telemetry
+
+# What the eager model reaches of the GEMM peak, for the expected time before anything is timed.
+EXPECTED_MFU = {"cpu": 0.35, "cuda": 0.15, "mps": 0.15}
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is; what a checkpoint carries beside tensors."""
+
+    step: int = 0  # optimizer steps done, skipped updates included
+    skipped_steps: int = 0
+    best: Best | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One run, ready to train."""
+
+    config: RunConfig
+    device: torch.device
+    precision: Precision
+    corpus: Corpus
+    model: Forecaster
+    optimizer: AdamW
+    stream: BatchStream
+    telemetry: Telemetry
+    checkpoints: CheckpointFolder
+    timer: IntervalTimer
+    memory: PeakMemory
+    progress: Progress = field(default_factory=Progress)
+
+
+def prepare(
+    config: RunConfig, telemetry: Telemetry, *, folder: Path, home: Path, resume: bool = False
+) -> Session:
+    """Make a run ready and say what it turned out to be.
+
+    Args:
+        config: of the run.
+        telemetry: gets RunResumed on a resume, RunPrepared, and what the config lint finds.
+        folder: of the run; its `checkpoints/` is read on a resume.
+        home: where caches and the demo corpus live.
+        resume: go on from the newest whole checkpoint.
+
+    Raises:
+        ConfigError: a device that is not there, or a resume that is refused.
+        DataError: series that cannot be read as the run needs them.
+        TsxError: checkpoints are asked for and the run's folder cannot be written.
+    """
+    device = resolve_device(config.train.device)
+    memory = PeakMemory(device)
+    precision = resolve_precision(config.train.precision, device)
+    corpus = open_corpus(config.data, home=home, patch_len=config.model.patch_len)
+    torch.manual_seed(config.train.seed)
+    model = build_forecaster(
+        config.model,
+        seed=config.train.seed,
+        device=device,
+        num_tokens=config.data.context_length // config.model.patch_len,
+    )
+    peak = get_peak(
+        device.type,
+        find_device_name(device),
+        precision,
+        config.perf.mfu_peak_tflops,
+        home / "cache" / "peaks.json",
+    )
+    session = Session(
+        config=config,
+        device=device,
+        precision=precision,
+        corpus=corpus,
+        model=model,
+        optimizer=optim.build_optimizer(model, config.optim),
+        stream=_build_stream(config, corpus),
+        telemetry=telemetry,
+        checkpoints=CheckpointFolder(folder),
+        timer=IntervalTimer(
+            flops_per_token=_count_flops(config),
+            peak_tflops=peak.tflops,
+            synchronize=lambda: synchronize(device),
+        ),
+        memory=memory,
+    )
+    point = _restore(session) if resume else None
+    if point is not None:
+        _announce_resume(session, point)
+    _announce(session, peak)
+    return session
+
+
+def check_writable(checkpoints: CheckpointFolder) -> None:
+    """Find out before the first step whether checkpoints can be written.
+
+    Raises:
+        TsxError: they cannot.
+    """
+    probe = checkpoints.path / ".probe"
+    try:
+        checkpoints.path.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"\0")
+        probe.unlink()
+    except OSError as error:
+        raise TsxError(
+            f"checkpoints cannot be written to {checkpoints.path}: {error.strerror or error}",
+            next_command="--set train.checkpoint_every=0, or move TSX_HOME",
+        ) from error
+
+
+def _build_stream(config: RunConfig, corpus: Corpus) -> BatchStream:
+    return BatchStream(
+        corpus.train,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        fixed_batches=config.train.fixed_batches,
+    )
+
+
+def _count_flops(config: RunConfig) -> float:
+    """Return model FLOPs per token of this run's context."""
+    tokens = config.data.context_length // config.model.patch_len
+    return flops_per_token(config.model, tokens).total
+
+
+def _restore(session: Session) -> ResumePoint:
+    """Put model, optimizer, data order and random state back to the newest whole checkpoint."""
+
+    def check(state: CheckpointState) -> None:
+        check_resumable(
+            state,
+            session.config,
+            data_source=session.corpus.source,
+            data_fingerprint=session.corpus.fingerprint,
+        )
+
+    model, state_dict = session.model, session.model.state_dict()
+    point = load_resume_point(
+        session.checkpoints,
+        check,
+        model_shapes={name: tuple(tensor.shape) for name, tensor in state_dict.items()},
+        optimizer_shapes=optim.list_state_shapes(model),
+    )
+    model.load_state_dict(point.model)
+    optim.set_state(model, session.optimizer, point.optimizer)
+    try:
+        session.stream.load_state_dict(point.state.stream)
+        rng.restore(point.state.rng, session.device)
+    except (DataError, ValueError) as error:
+        path = session.checkpoints.get_path(point.state.step)
+        raise ConfigError(f"{path}: {error}") from error
+    progress = session.progress
+    progress.step = point.state.step
+    progress.skipped_steps = point.state.skipped_steps
+    progress.best = point.state.best
+    session.telemetry.step = progress.step
+    return point
+
+
+def _announce_resume(session: Session, point: ResumePoint) -> None:
+    """Say from where the run goes on, what changed, and which checkpoints were of no use."""
+    telemetry, config = session.telemetry, session.config
+    telemetry.emit(
+        RunResumed(
+            time=telemetry.now(),
+            from_step=point.state.step,
+            steps=config.train.steps,
+            config=configs.to_plain(config),
+            fingerprint=configs.fingerprint(config),
+        )
+    )
+    for message in point.damaged:
+        telemetry.warn(
+            "checkpoint-damaged",
+            "a checkpoint is not whole; the run goes on from the one before it",
+            "check the disk that holds the run's folder",
+            {"damage": message, "resumed_from_step": point.state.step},
+        )
+    changes = list_allowed_changes(point.state, config)
+    if changes:
+        telemetry.emit(
+            Finding(
+                time=telemetry.now(),
+                kind="resume-changes",
+                severity=Severity.INFO,
+                step=point.state.step,
+                phase="config",
+                cause="the run goes on with settings that differ from its checkpoint's",
+                evidence=changes,
+            )
+        )
+
+
+def _announce(session: Session, peak: Peak) -> None:
+    """Emit RunPrepared and the findings of the config lint."""
+    config, corpus, telemetry = session.config, session.corpus, session.telemetry
+    params = count_params(config.model)
+    telemetry.emit(
+        RunPrepared(
+            time=telemetry.now(),
+            pid=os.getpid(),
+            device=str(session.device),
+            device_name=find_device_name(session.device),
+            precision=str(session.precision),
+            threads=torch.get_num_threads(),
+            params_total=params.total,
+            params_active=params.active,
+            flops_per_token=_count_flops(config),
+            peak_tflops=peak.tflops,
+            peak_source=peak.source,
+            warmup_steps=config.warmup_steps,
+            expected_s=_expect_time(session, peak),
+            data_source=corpus.source,
+            data_fingerprint=corpus.fingerprint,
+            data=corpus.describe(),
+            versions={"torch": torch.__version__, "cuda": torch.version.cuda or ""},
+        )
+    )
+    facts = DataFacts(
+        train_windows=len(corpus.train),
+        has_val=corpus.val is not None,
+        has_ood=corpus.ood is not None,
+        is_demo=corpus.is_demo,
+        overlap=corpus.overlap,
+    )
+    for finding in lint(config, facts, time=telemetry.now()):
+        telemetry.emit(finding)
+    if peak.warning:
+        fix = "set perf.mfu_peak_tflops to the dense figure of the device"
+        telemetry.warn("peak-suspect", peak.warning, fix, {"peak_tflops": peak.tflops})
+
+
+def _expect_time(session: Session, peak: Peak) -> float:
+    """Return the seconds that the steps left should take, 0 where no peak is known."""
+    if peak.tflops <= 0:
+        return 0.0
+    config = session.config
+    windows = config.train.batch_size * config.train.grad_accum_steps
+    tokens = windows * config.data.context_length // config.model.patch_len
+    steps_left = config.train.steps - session.progress.step
+    rate = peak.tflops * 1e12 * EXPECTED_MFU.get(session.device.type, 0.15)
+    return steps_left * tokens * _count_flops(config) / rate
