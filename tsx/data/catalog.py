@@ -34,14 +34,11 @@ def list_entries(root: Path) -> list[Entry]:
         DataError: nothing at that path, nothing readable, or no data set.
     """
     root = Path(os.path.abspath(root.expanduser()))
-    if not root.exists():
+    if not os.path.exists(root):  # unlike Path.exists, never raises
         raise DataError(
             f"no data at {root}: no such file or folder", next_command="tsx run ... --data PATH"
         )
-    try:
-        entries = [Entry(_name(root, path), path) for path in iter_paths(root)]
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}") from None
+    entries = [Entry(_name(root, path), path) for path in iter_paths(root)]
     if not entries:
         raise DataError(
             f"no data set at {root}: expected folders of {META_NAME} and data-<i>-of-<n>.bin, "
@@ -51,11 +48,22 @@ def list_entries(root: Path) -> list[Entry]:
 
 
 def iter_paths(root: Path) -> Iterator[Path]:
-    """Yield the folder or file of each data set at or under `root`."""
-    if root.is_file():
-        if root.suffix == ".jsonl":
+    """Yield the folder or file of each data set at or under `root`.
+
+    Raises:
+        DataError: a folder that cannot be read.
+    """
+    try:
+        if not root.is_file():
+            yield from _walk(root)
+        elif root.suffix == ".jsonl":
             yield root
-        return
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename or root}: {error.strerror}") from None
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Yield what `iter_paths` does, for a folder."""
     seen: set[tuple[int, int]] = set()
     waiting = [root]
     while waiting:
@@ -71,10 +79,11 @@ def iter_paths(root: Path) -> Iterator[Path]:
             for child in sorted(found, key=lambda child: child.name, reverse=True):
                 if child.name.startswith("."):
                     continue
-                if child.is_dir():
-                    waiting.append(Path(child.path))
-                elif child.name.endswith(".jsonl") and child.is_file():
-                    yield Path(child.path)
+                path = Path(child.path)
+                if os.path.isdir(path):  # False, not an error, for a link that leads nowhere
+                    waiting.append(path)
+                elif path.suffix == ".jsonl" and os.path.isfile(path):
+                    yield path
 
 
 def matches(name: str, globs: Sequence[str]) -> bool:

@@ -26,7 +26,7 @@ from tsx.data.split import hold_out
 from tsx.data.windows import Part, WindowSet
 from tsx.errors import DataError
 
-# Up to here every point is looked at before step 0; beyond, a series is when it is first read.
+# Up to so many stored values every one is looked at before step 0; beyond, a series is when it is first read.
 CHECKED_POINTS = 20_000_000
 
 
@@ -70,6 +70,19 @@ def open_corpus(config: DataConfig, *, home: Path, patch_len: int = 1) -> Corpus
         DataError: no data there, nothing selected, or data that cannot be read as it is.
     """
     source, root, notice = _resolve(config, home)
+    try:
+        return _build(config, home, patch_len, source=source, root=root, notice=notice)
+    except DataError as error:
+        if source == Source.DEMO and str(root) in error.message:
+            # Ours to make again: say so, whatever happened to it.
+            raise DataError(error.message, next_command=f"rm -r {root}") from None
+        raise
+
+
+def _build(
+    config: DataConfig, home: Path, patch_len: int, *, source: str, root: Path, notice: str
+) -> Corpus:
+    """Open what is selected under `root` and sort it into train, val and OOD."""
     opener = _Opener(home)
     entries = list_entries(root)
     ood_entries = _select_ood(config, entries)
@@ -132,6 +145,10 @@ class _Opener:
 
 def _resolve(config: DataConfig, home: Path) -> tuple[str, Path, str]:
     """Return the source's name, its path and one line that says why it is this one."""
+    if config.path == "" or config.ood_path == "":
+        raise DataError(
+            "data.path or data.ood_path is empty: name a file or folder, or leave it out"
+        )
     if config.path is not None:
         return config.path, Path(config.path), f"data: {config.path}"
     hub = home / "data" / "time300b"
@@ -204,7 +221,7 @@ def _leave_out(
 
 def _check_finite(datasets: Sequence[DataSet]) -> None:
     """Look at every point of a corpus small enough, so that a fault shows before step 0."""
-    if sum(int(dataset.length_S.sum()) for dataset in datasets) <= CHECKED_POINTS:
+    if sum(dataset.num_elements for dataset in datasets) <= CHECKED_POINTS:
         for dataset in datasets:
             dataset.check_finite()
 

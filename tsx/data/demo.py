@@ -192,7 +192,9 @@ def _prices(rng: np.random.Generator, count: int, points: int) -> Floats:
     for step in range(points):
         shock_TS[step] *= np.sqrt(variance_S)
         variance_S = 0.04 * base_S + 0.10 * shock_TS[step] ** 2 + 0.86 * variance_S
-    return _each(rng, count, 5, 200) * np.exp(np.clip(shock_TS.T.cumsum(axis=1), -6, 6))
+    walk_ST: Floats = np.clip(shock_TS.T.cumsum(axis=1), -6, 6)
+    price_ST: Floats = _each(rng, count, 5, 200) * np.exp(walk_ST)
+    return price_ST
 
 
 def _rates(rng: np.random.Generator, count: int, points: int) -> Floats:

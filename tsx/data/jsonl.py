@@ -58,7 +58,11 @@ def open_jsonl(name: str, path: Path, pool: MapPool, *, cache: Path) -> DataSet:
     folder = cache / digest
     if not folder.exists():
         _parse_once(path, folder, place)
-    return open_dataset(name, folder, pool, fingerprint=digest[:16])
+    try:
+        return open_dataset(name, folder, pool, fingerprint=digest[:16])
+    except DataError as error:
+        # Only the parsed copy can be at fault here, and it can be made again.
+        raise DataError(error.message, next_command=f"rm -r {folder}") from None
 
 
 def _parse_once(path: Path, folder: Path, place: str) -> None:

@@ -154,21 +154,25 @@ def _read_scales(raw: msgspec.Raw, place: str) -> tuple[Ints, Ints, Floats | Non
     except (msgspec.MsgspecError, UnicodeDecodeError):
         # A brace inside an entry, or a fault: the whole text gives the one or names the other.
         columns = [_to_columns(_decode_whole(raw, place))]
-    offset_S, length_S, mean_S, std_S = zip(*columns, strict=True)
-    mean, std = np.concatenate(mean_S), np.concatenate(std_S)
-    lacking = np.isnan(mean) | np.isnan(std)
+    offset_S, length_S, moments = zip(*columns, strict=True)
     ints = np.concatenate(offset_S), np.concatenate(length_S)
-    if lacking.all():
+    if all(part is None for part in moments):
         return *ints, None, None
-    mean, std = np.where(lacking, 0.0, mean), np.where(lacking, 1.0, std)
-    wild = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std)))
+    mean_S, std_S = np.concatenate(
+        [
+            _no_moments(len(length)) if part is None else part
+            for part, length in zip(moments, length_S, strict=True)
+        ],
+        axis=1,
+    )
+    wild = np.flatnonzero(~(np.isfinite(mean_S) & np.isfinite(std_S)))
     if len(wild):
         first = int(wild[0])
         raise DataError(
-            f"{place}: scales[{first}] has mean={mean[first]}, std={std[first]}; "
+            f"{place}: scales[{first}] has mean={mean_S[first]}, std={std_S[first]}; "
             "expected finite numbers"
         )
-    return *ints, mean, std
+    return *ints, mean_S, std_S
 
 
 def _iter_parts(text: memoryview) -> Iterator[list[_Scale]]:
@@ -195,16 +199,23 @@ def _iter_parts(text: memoryview) -> Iterator[list[_Scale]]:
             return
 
 
-def _to_columns(part: list[_Scale]) -> tuple[Ints, Ints, Floats, Floats]:
-    """Return the four columns of some entries; a missing mean or std is NaN."""
-    nan = float("nan")
+def _to_columns(part: list[_Scale]) -> tuple[Ints, Ints, Floats | None]:
+    """Return offsets, lengths, and means over stds; None where no entry has both of these."""
     size = len(part)
-    return (
-        np.fromiter((scale.offset for scale in part), np.int64, size),
-        np.fromiter((scale.length for scale in part), np.int64, size),
-        np.fromiter((nan if scale.mean is None else scale.mean for scale in part), float, size),
-        np.fromiter((nan if scale.std is None else scale.std for scale in part), float, size),
-    )
+    offset_S = np.fromiter((scale.offset for scale in part), np.int64, size)
+    length_S = np.fromiter((scale.length for scale in part), np.int64, size)
+    moments = _no_moments(size)
+    found = False
+    for index, scale in enumerate(part):
+        if scale.mean is not None and scale.std is not None:
+            found = True
+            moments[:, index] = scale.mean, scale.std
+    return offset_S, length_S, moments if found else None
+
+
+def _no_moments(size: int) -> Floats:
+    """Return means of 0 over stds of 1, which leave values as they are stored."""
+    return np.repeat([[0.0], [1.0]], size, axis=1)
 
 
 def _decode_whole(text: msgspec.Raw, place: str) -> list[_Scale]:

@@ -94,6 +94,11 @@ class DataSet:
         """Number of series, those too short for a window included."""
         return len(self.length_S)
 
+    @property
+    def num_elements(self) -> int:
+        """Number of values its shards hold, in a series or not."""
+        return sum(self._sizes)
+
     def fill(self, out: Floats, series: int, start: int) -> None:
         """Write `len(out)` points of a series from `start` on into `out`.
 

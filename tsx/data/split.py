@@ -16,7 +16,7 @@ import numpy as np
 
 from tsx.data.meta import Floats
 from tsx.data.scaling import Mask
-from tsx.data.shuffle import hash_name, mix
+from tsx.data.shuffle import Words, hash_name, mix
 
 
 def hold_out(names: Sequence[str], eligible: Sequence[Mask], share: float) -> list[Mask]:
@@ -45,7 +45,8 @@ def hold_out(names: Sequence[str], eligible: Sequence[Mask], share: float) -> li
 def _draw(name: str, count: int) -> Floats:
     """Return a number in [0, 1) for each series of a data set."""
     key = mix(np.full(1, hash_name(name), np.uint64))
-    words = mix(key + np.arange(count, dtype=np.uint64))
+    number_S: Words = np.arange(count, dtype=np.uint64)
+    words = mix(key + number_S)
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
