@@ -241,7 +241,7 @@ def decode(raw: dict[str, Any], *, place: str = "config") -> RunConfig:
 
 def to_plain(config: RunConfig) -> dict[str, Any]:
     """Return the config as plain dicts, lists and scalars, every default filled in."""
-    plain: dict[str, Any] = msgspec.to_builtins(config)
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config))
     return plain
 
 
@@ -272,15 +272,16 @@ def _check_keys(raw: object, place: str) -> None:
     sections = {field.name: field.type for field in msgspec.structs.fields(RunConfig)}
     for section, keys in raw.items():
         if section not in sections:
-            near = _nearest(str(section), sections)
-            raise ConfigError(f"{place}: unknown section [{section}]{near}")
+            name = str(section)[:MAX_SHOWN]
+            raise ConfigError(f"{place}: unknown section [{name}]{_nearest(name, sections)}")
         if not isinstance(keys, dict):
             raise ConfigError(f"{place} [{section}] is {_show(keys)}; expected a table of keys")
         valid = [field.name for field in msgspec.structs.fields(sections[section])]
         for key, value in keys.items():
-            where = f"{place} [{section}] {key}={_show(value)}"
+            name = str(key)[:MAX_SHOWN]
+            where = f"{place} [{section}] {name}={_show(value)}"
             if key not in valid:
-                raise ConfigError(f"{where}: unknown key{_nearest(str(key), valid)}")
+                raise ConfigError(f"{where}: unknown key{_nearest(name, valid)}")
             for item in value if isinstance(value, list | tuple) else [value]:
                 _check_value(item, where)
 
