@@ -51,8 +51,7 @@ class RouterStats(NamedTuple):
         num_experts = self.prob_E.shape[0]
         if num_experts == 1:
             return torch.ones_like(self.prob_E[0])
-        nats: Tensor = torch.special.entr(self.prob_E).sum()
-        return nats / math.log(num_experts)
+        return -torch.xlogy(self.prob_E, self.prob_E).sum() / math.log(num_experts)
 
     @property
     def dead_experts(self) -> Tensor:
