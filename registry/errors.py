@@ -1,12 +1,12 @@
 """Errors of the registry. tsx's boundary maps each to a message and an exit status.
 
-    StoreError           exit 3   any trouble with the registry itself
-    |-- StoreLocked      another process holds it; the message names the holder where it can
-    |-- StoreNewer       written by a newer tsx; both versions named
-    |-- StoreOutdated    older schema, opened for reading; names the command that migrates it
-    |-- StoreCorrupt     not a database, or a damaged one; names `tsx registry rebuild`
-    `-- StoreUnavailable folder not writable, disk full, engine not installed, host unreachable
-    UnknownRun           exit 1   no run of that reference, with the nearest names
+StoreError           exit 3   any trouble with the registry itself
+|-- StoreLocked      another process holds it; the message names the holder where it can
+|-- StoreNewer       written by a newer tsx; both versions named
+|-- StoreOutdated    older schema, opened for reading; names the command that migrates it
+|-- StoreCorrupt     not a database, or a damaged one; names `tsx registry rebuild`
+`-- StoreUnavailable folder not writable, disk full, engine not installed, host unreachable
+UnknownRun           exit 1   no run of that reference, with the nearest names
 """
 
 from __future__ import annotations

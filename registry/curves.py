@@ -1,0 +1,192 @@
+"""Write curves: metric points and the summary kept beside each curve.
+
+Points and summaries change in one transaction, so a reader never sees one without the other.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Connection, delete, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.dml import Insert
+
+from registry.schema import (
+    FINITE,
+    NAN,
+    NEGATIVE_INFINITY,
+    POSITIVE_INFINITY,
+    metric_keys,
+    metrics,
+    summaries,
+)
+
+_KEYS_PER_QUERY = 500  # bound parameters of one statement; SQLite allows 32,766
+_ROWS_PER_FETCH = 10_000
+
+
+@dataclass(slots=True)
+class _Summary:
+    """A row of `summaries` in the making; `min` and `max` are None until a value is finite."""
+
+    run: int
+    key: int
+    last: float | None = None
+    last_flag: int = NAN
+    last_step: int = -(2**63)
+    min: float | None = None
+    min_step: int = 0
+    max: float | None = None
+    max_step: int = 0
+    count: int = 0
+    nonfinite_count: int = 0
+
+    def add(self, step: int, value: float | None, flag: int) -> None:
+        """Count one more point in."""
+        self.count += 1
+        if step >= self.last_step:
+            self.last, self.last_flag, self.last_step = value, flag, step
+        if value is None:
+            self.nonfinite_count += 1
+            return
+        if self.min is None or value < self.min:
+            self.min, self.min_step = value, step
+        if self.max is None or value > self.max:
+            self.max, self.max_step = value, step
+
+
+class CurveWriter:
+    """Collects the points of one run and writes them in one go."""
+
+    def __init__(self, connection: Connection, run: int) -> None:
+        self._connection = connection
+        self._run = run
+        self._points: list[tuple[str, int, int, float | None, int, int]] = []
+
+    def add(self, seq: int, step: int, values: dict[str, float], time_ms: int) -> None:
+        """Take the values of one journal line."""
+        for key, value in values.items():
+            stored, flag = to_stored(value)
+            self._points.append((clean(key), seq, step, stored, flag, time_ms))
+
+    def flush(self) -> None:
+        """Write what was taken and bring the summaries up to it."""
+        if not self._points:
+            return
+        ids = self._get_key_ids({point[0] for point in self._points})
+        changed = self._load_summaries(set(ids.values()))
+        rows = []
+        for name, seq, step, value, flag, time_ms in self._points:
+            key = ids[name]
+            changed[key].add(step, value, flag)
+            rows.append((key, seq, step, value, flag, time_ms))
+        rows.sort()  # neighbours in the table one after the other
+        names = ("key", "seq", "step", "value", "flag", "time_ms")
+        self._connection.execute(
+            metrics.insert(),
+            [{"run": self._run, **dict(zip(names, row, strict=True))} for row in rows],
+        )
+        self._save_summaries(changed)
+        self._points.clear()
+
+    def rewind(self, from_step: int) -> None:
+        """Delete the points after `from_step` and compute the summaries anew."""
+        self.flush()
+        run = self._run
+        self._connection.execute(
+            delete(metrics).where(metrics.c.run == run, metrics.c.step > from_step)
+        )
+        self._connection.execute(delete(summaries).where(summaries.c.run == run))
+        points = self._connection.execute(
+            select(metrics.c.key, metrics.c.step, metrics.c.value, metrics.c.flag)
+            .where(metrics.c.run == run)
+            .order_by(metrics.c.key, metrics.c.seq)
+        )
+        fresh: dict[int, _Summary] = {}
+        while rows := points.fetchmany(_ROWS_PER_FETCH):
+            for key, step, value, flag in rows:
+                if key not in fresh:
+                    fresh[key] = _Summary(run, key)
+                fresh[key].add(step, value, flag)
+        if fresh:
+            self._save_summaries(fresh)
+
+    def _get_key_ids(self, names: set[str]) -> dict[str, int]:
+        """Return the id of every key, new ones made."""
+        ids = self._find_key_ids(names)
+        missing = sorted(names - ids.keys())
+        if missing:
+            statement = insert(self._connection, metric_keys).on_conflict_do_nothing()
+            self._connection.execute(statement, [{"key": name} for name in missing])
+            ids |= self._find_key_ids(set(missing))
+        return ids
+
+    def _find_key_ids(self, names: set[str]) -> dict[str, int]:
+        """Return the ids of the keys that have one."""
+        ordered = sorted(names)
+        ids: dict[str, int] = {}
+        for start in range(0, len(ordered), _KEYS_PER_QUERY):
+            some = ordered[start : start + _KEYS_PER_QUERY]
+            query = select(metric_keys.c.key, metric_keys.c.id).where(metric_keys.c.key.in_(some))
+            ids.update((row[0], row[1]) for row in self._connection.execute(query))
+        return ids
+
+    def _load_summaries(self, keys: set[int]) -> dict[int, _Summary]:
+        """Return the summary of every key, empty ones for new curves."""
+        query = select(summaries).where(summaries.c.run == self._run)
+        if len(keys) <= _KEYS_PER_QUERY:
+            query = query.where(summaries.c.key.in_(sorted(keys)))
+        found = {row["key"]: _Summary(**row) for row in self._connection.execute(query).mappings()}
+        return {key: found.get(key) or _Summary(self._run, key) for key in keys}
+
+    def _save_summaries(self, changed: dict[int, _Summary]) -> None:
+        """Insert or replace the summaries."""
+        rows = [asdict(changed[key]) for key in sorted(changed)]
+        upsert(self._connection, summaries, rows, replaced=_SUMMARY_COLUMNS)
+
+
+_SUMMARY_COLUMNS = tuple(
+    column.name for column in summaries.columns if column.name not in ("run", "key")
+)
+
+
+def to_stored(value: float) -> tuple[float | None, int]:
+    """Return (value column, flag column) of a metric value."""
+    if math.isfinite(value):
+        return value, FINITE
+    if math.isnan(value):
+        return None, NAN
+    return None, POSITIVE_INFINITY if value > 0 else NEGATIVE_INFINITY
+
+
+def clean(text: str) -> str:
+    """Return text that every engine stores: PostgreSQL has no NUL character."""
+    return text.replace("\x00", "\ufffd") if "\x00" in text else text
+
+
+def insert(connection: Connection, table: Any) -> Any:  # noqa: ANN401 - either dialect's Insert
+    """Return the dialect's INSERT, which knows ON CONFLICT."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
+
+
+def upsert(
+    connection: Connection,
+    table: Any,  # noqa: ANN401 - a Table; its key columns are read below
+    rows: list[dict[str, Any]],
+    *,
+    replaced: tuple[str, ...] = (),
+    added: str = "",
+) -> None:
+    """Insert rows; where the primary key exists, replace some columns and add up one."""
+    statement = insert(connection, table)
+    changes = {name: statement.excluded[name] for name in replaced}
+    if added:
+        changes[added] = table.c[added] + statement.excluded[added]
+    final: Insert = statement.on_conflict_do_update(
+        index_elements=list(table.primary_key.columns), set_=changes
+    )
+    connection.execute(final, rows)

@@ -1,0 +1,306 @@
+"""Fold a journal into the database, exactly once.
+
+The database remembers how far it has read each journal (`runs.journal_offset`) and moves that mark
+in the transaction that writes the rows. The writer thread of a live run, a reader that finds a dead
+one and a rebuild all come through here, and may do so at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, RowMapping, delete, exc, select, update
+
+from registry.codec import LineError, from_json, to_json
+from registry.curves import CurveWriter, clean, insert, upsert
+from registry.events import (
+    Artifact,
+    Event,
+    Finding,
+    Heartbeat,
+    Metrics,
+    Output,
+    RunEnded,
+    RunPrepared,
+    RunResumed,
+    RunStarted,
+    Status,
+)
+from registry.journal import JOURNAL_NAME, Line, decode_line, iter_lines
+from registry.schema import artifacts, findings, outputs, resumes, runs, tags
+
+_BATCH_LINES = 2000  # of one transaction: other writers wait some 50 ms for it
+_BATCH_BYTES = 4 * 1024 * 1024
+_MAX_COUNT = 2**31
+
+# What a bad row raises, as against a database that is locked, full or gone.
+_ROW_ERRORS = (
+    LineError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    exc.DataError,
+    exc.IntegrityError,
+    exc.InterfaceError,
+    exc.ProgrammingError,
+)
+
+
+def fold_batch(engine: Engine, folder: Path) -> bool:
+    """Fold the next lines of one journal in one transaction; return whether there may be more.
+
+    A line that is no event, or that the database refuses, is counted in `runs.bad_lines`.
+    """
+    try:
+        with engine.begin() as connection:
+            return _fold(connection, folder, careful=False)
+    except _ROW_ERRORS:
+        # One of up to 2000 lines is at fault: the same batch again, each event on its own.
+        with engine.begin() as connection:
+            return _fold(connection, folder, careful=True)
+
+
+def _fold(connection: Connection, folder: Path, *, careful: bool) -> bool:
+    """Fold one batch; see fold_batch."""
+    row = _find_run(connection, folder.name)
+    lines, more = _read_batch(folder / JOURNAL_NAME, row["journal_offset"] if row else 0)
+    if not lines:
+        return False
+    events = [_try_decode(line) for line in lines]
+    if row is None:
+        known = [event.time for event in events if event is not None]
+        _add_run(connection, folder, created=known[0] if known else time.time())
+        row = _find_run(connection, folder.name)
+        if row is None or row["journal_offset"] != 0:
+            return True  # another process was first (PostgreSQL): see what it has left to do
+    fold = RunFold(connection, row)
+    for event in events:
+        if careful:
+            fold.take_carefully(event)
+        else:
+            fold.take(event)
+    fold.finish(end=lines[-1].end)
+    return more
+
+
+def _read_batch(path: Path, offset: int) -> tuple[list[Line], bool]:
+    """Return the next complete lines from an offset on, and whether there may be more."""
+    lines: list[Line] = []
+    for line in itertools.islice(iter_lines(path, offset), _BATCH_LINES):
+        lines.append(line)
+        if line.end - offset > _BATCH_BYTES:
+            return lines, True
+    return lines, len(lines) == _BATCH_LINES
+
+
+def _try_decode(line: Line) -> Event | None:
+    """Return the event of a line, None where there is none."""
+    try:
+        return decode_line(line)
+    except LineError:
+        return None
+
+
+def _find_run(connection: Connection, run_id: str) -> RowMapping | None:
+    """Return the run's row, locked until the transaction ends."""
+    query = select(runs).where(runs.c.id == run_id).with_for_update()
+    return connection.execute(query).mappings().first()
+
+
+def _add_run(connection: Connection, folder: Path, *, created: float) -> None:
+    """Insert a run of which only the folder is known; its first event tells the rest."""
+    texts = ("recipe", "reason", "note", "parent", "device", "precision", "data_source", "host")
+    values: dict[str, Any] = dict.fromkeys(texts, "")
+    values |= dict.fromkeys(("step", "steps", "seed", "pid"), 0)
+    values |= dict.fromkeys(("journal_offset", "journal_lines", "bad_lines", "rewinds"), 0)
+    values |= {"id": folder.name, "name": folder.name, "status": Status.RUNNING.value}
+    values |= {"created": created, "heartbeat": created, "smoke": False, "presumed": False}
+    values |= {"config": "{}", "environment": "{}", "folder": str(folder.absolute())}
+    connection.execute(insert(connection, runs).on_conflict_do_nothing(), values)
+
+
+class RunFold:
+    """Applies events of one run to the database, in the transaction of its connection."""
+
+    def __init__(self, connection: Connection, row: RowMapping) -> None:
+        self._connection = connection
+        self._row = dict(row)  # as it will be; what differs from `_stored` is written at the end
+        self._stored = dict(row)
+        self._run: int = row["key"]
+        self._curves = CurveWriter(connection, self._run)
+        self._findings: dict[str, dict[str, Any]] = {}
+        if row["presumed"]:
+            self._row |= {"status": "running", "reason": "", "ended": None, "presumed": False}
+
+    def take(self, event: Event | None) -> None:
+        """Apply one line of the journal; None is a line that is no event."""
+        self._row["journal_lines"] += 1
+        if event is None:
+            self._row["bad_lines"] += 1
+            return
+        self._row["heartbeat"] = max(self._row["heartbeat"], event.time)
+        self._apply(event)
+
+    def take_carefully(self, event: Event | None) -> None:
+        """Apply one line and write it at once; count it as bad where the database refuses it."""
+        before = dict(self._row)
+        try:
+            with self._connection.begin_nested():
+                self.take(event)
+                self._flush()
+        except _ROW_ERRORS:
+            self._curves = CurveWriter(self._connection, self._run)
+            self._findings.clear()
+            self._row = before
+            self._row["journal_lines"] += 1
+            self._row["bad_lines"] += 1
+
+    def finish(self, *, end: int) -> None:
+        """Write everything and move the mark to `end`, a byte offset in the journal."""
+        self._row["journal_offset"] = end
+        self._flush()
+
+    def _flush(self) -> None:
+        """Write what has been taken since the last time."""
+        self._curves.flush()
+        if self._findings:
+            upsert(self._connection, findings, list(self._findings.values()), added="count")
+            self._findings.clear()
+        changes = {name: value for name, value in self._row.items() if value != self._stored[name]}
+        if changes:
+            self._connection.execute(update(runs).where(runs.c.key == self._run).values(changes))
+            self._stored = dict(self._row)
+
+    def _apply(self, event: Event) -> None:
+        """Apply one event."""
+        match event:
+            case Metrics():
+                seq, time_ms = self._row["journal_lines"], self._since_created_ms(event.time)
+                self._curves.add(seq, event.step, event.values, time_ms)
+                self._reach(event.step)
+            case Heartbeat():
+                self._reach(event.step)
+            case Finding():
+                self._add_finding(event)
+            case Artifact():
+                self._add_artifact(event)
+            case Output():
+                self._set_output(event)
+            case RunStarted():
+                self._start(event)
+            case RunPrepared():
+                self._prepare(event)
+            case RunResumed():
+                self._resume(event)
+            case RunEnded():
+                self._end(event)
+
+    def _reach(self, step: int) -> None:
+        """Note that the run has come to a step."""
+        self._row["step"] = max(self._row["step"], step)
+
+    def _since_created_ms(self, when: float) -> int:
+        """Return milliseconds from the run's creation to `when`, within 64 bits."""
+        created: float = self._row["created"]
+        return round(max(-1e15, min(1e15, when - created)) * 1000)
+
+    def _start(self, event: RunStarted) -> None:
+        """Take over what the launcher knows."""
+        self._set_texts(event, ("recipe", "note", "parent", "host"))
+        self._row |= {"name": clean(event.name) or self._row["id"], "status": "running"}
+        self._row |= {"seed": event.seed, "smoke": event.smoke, "steps": event.steps}
+        self._row |= {"pid": event.pid, "config": clean(to_json(event.config))}
+        names = ("fingerprint", "command", "cwd", "git_commit", "git_branch", "git_diff")
+        self._extend_environment(event, (*names, "host", "versions", "pid"))
+        self._connection.execute(delete(tags).where(tags.c.run == self._run))
+        given = [
+            {"run": self._run, "position": position, "tag": clean(tag)}
+            for position, tag in enumerate(dict.fromkeys(event.tags))
+        ]
+        if given:
+            self._connection.execute(tags.insert(), given)
+
+    def _prepare(self, event: RunPrepared) -> None:
+        """Take over what the trainer knows."""
+        self._set_texts(event, ("device", "precision", "data_source"))
+        self._row["pid"] = event.pid
+        self._extend_environment(
+            event, tuple(name for name in event.__struct_fields__ if name != "time")
+        )
+
+    def _resume(self, event: RunResumed) -> None:
+        """Cut the curves back to the checkpoint and let the run go on."""
+        seq = self._row["journal_lines"]
+        self._curves.rewind(event.from_step)
+        self._row |= {"status": "running", "reason": "", "ended": None}
+        self._row |= {"step": event.from_step, "steps": event.steps, "pid": 0}
+        self._row["rewinds"] += 1
+        if event.config:
+            self._row["config"] = clean(to_json(event.config))
+        if event.fingerprint:
+            self._extend_environment(event, ("fingerprint",))
+        row = {"run": self._run, "seq": seq, "time": event.time, "from_step": event.from_step}
+        row |= {"steps": event.steps, "command": clean(to_json(event.command))}
+        self._connection.execute(resumes.insert(), row)
+
+    def _end(self, event: RunEnded) -> None:
+        """Close the run."""
+        self._reach(event.step)
+        self._row |= {"status": event.status.value, "reason": clean(event.reason)}
+        self._row["ended"] = event.time
+        self._extend_environment(event, ("exit_code",))
+
+    def _add_finding(self, event: Finding) -> None:
+        """Count a finding, or record it when it is new."""
+        digest = _digest(event.kind, event.module, event.op, event.where, event.cause)
+        count = min(max(event.count, 1), _MAX_COUNT)
+        if digest in self._findings:
+            self._findings[digest]["count"] += count
+            return
+        row = {"run": self._run, "digest": digest, "seq": self._row["journal_lines"]}
+        row |= _texts(event, ("kind", "phase", "module", "op", "where", "cause", "fix"))
+        row |= {"severity": event.severity.value, "step": event.step, "count": count}
+        row |= {"evidence": clean(to_json(event.evidence)), "time": event.time}
+        self._findings[digest] = row
+
+    def _add_artifact(self, event: Artifact) -> None:
+        """Record a file; the newest word on a path counts."""
+        row = {"run": self._run, "digest": _digest(event.path), "step": event.step}
+        row |= {"seq": self._row["journal_lines"], "size_bytes": event.size_bytes}
+        row |= _texts(event, ("kind", "path")) | {"time": event.time}
+        row["metadata"] = clean(to_json(event.metadata))
+        replaced = tuple(name for name in row if name not in ("run", "digest"))
+        upsert(self._connection, artifacts, [row], replaced=replaced)
+
+    def _set_output(self, event: Output) -> None:
+        """Record what a stream said; the newest capture holds the older ones."""
+        row = {"run": self._run, "stream": clean(event.stream), "text": clean(event.text)}
+        row["dropped_bytes"] = event.dropped_bytes
+        upsert(self._connection, outputs, [row], replaced=("text", "dropped_bytes"))
+
+    def _set_texts(self, event: Event, names: tuple[str, ...]) -> None:
+        """Copy text fields of an event to columns of the same names."""
+        self._row |= _texts(event, names)
+
+    def _extend_environment(self, event: Event, names: tuple[str, ...]) -> None:
+        """Add fields of an event to the run's environment; versions are joined."""
+        environment = from_json(self._row["environment"])
+        known_versions = environment.get("versions", {})
+        environment |= {name: getattr(event, name) for name in names}
+        if "versions" in names:
+            environment["versions"] = known_versions | environment["versions"]
+        self._row["environment"] = clean(to_json(environment))
+
+
+def _texts(event: Event, names: tuple[str, ...]) -> dict[str, str]:
+    """Return text fields of an event."""
+    return {name: clean(getattr(event, name)) for name in names}
+
+
+def _digest(*parts: str) -> str:
+    """Return 32 hex digits that stand for some texts."""
+    return hashlib.sha256(to_json(parts).encode()).hexdigest()[:32]

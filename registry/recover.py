@@ -1,0 +1,324 @@
+"""Make the registry agree with the journals after something went wrong.
+
+`recover` ends runs whose process is gone and folds journals that the database has not caught up
+with; reading commands call it first, so it costs little when there is nothing to do.
+`rebuild` makes a new database out of all journals.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, RowMapping, select, update
+from sqlalchemy.engine import URL
+
+from registry.captured import read_output
+from registry.connection import open_engine, parse_url
+from registry.errors import StoreError, StoreLocked, StoreUnavailable
+from registry.events import RunEnded, Status
+from registry.faults import explained, get_path, is_sqlite, show
+from registry.journal import JOURNAL_NAME, JournalWriter, iter_lines
+from registry.liveness import LockHeld, RunLock, is_alive, is_locked, seems_alive
+from registry.schema import runs
+from registry.store import ingest
+
+_LOOK_S = 2.0  # a look may wait this long for a lock; what it cannot write, the next one will
+_EXIT_KILLED = 137
+
+_COLUMNS = (
+    *(runs.c.id, runs.c.status, runs.c.journal_offset, runs.c.pid, runs.c.host),
+    *(runs.c.heartbeat, runs.c.step, runs.c.folder),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildReport:
+    """What a rebuild has done."""
+
+    runs: int
+    lines: int  # journal lines folded in
+    bad_lines: int  # of these, lines that were no events
+    unreadable: tuple[str, ...]  # folders whose journal could not be read
+    kept: Path | None  # where the old database is; None when there was none
+
+
+def recover(home: Path, url: str) -> tuple[str, ...]:
+    """Fold what the database lacks and end the runs whose process is gone.
+
+    A dead run gets what its process said and RunEnded(killed) in its journal, then in the database,
+    while its lock is held: two readers, or a reader and a resume, never both do it. RunEnded bears
+    the time of the last sign of life. A registry that is only locked or read-only is left as it is.
+
+    Returns:
+        The ids of the runs that were ended.
+
+    Raises:
+        StoreNewer, StoreOutdated, StoreCorrupt, StoreUnavailable: the registry cannot be read.
+    """
+    parsed = parse_url(url)
+    known = _read_runs(url, parsed)
+    folders = _list_folders(home)
+    behind = _find_behind(known, folders)
+    vanished = [
+        run for run, row in known.items() if row["status"] == "running" and run not in folders
+    ]
+    for run in list(vanished):
+        folder = Path(known[run]["folder"])
+        if (folder / JOURNAL_NAME).is_file():  # a registry shared by several TSX_HOMEs
+            vanished.remove(run)
+            if not _is_alive(folder, known[run]):
+                behind.append(folder)
+    vanished = [run for run in vanished if not _is_remote_alive(known[run])]
+    if not behind and not vanished:
+        return ()
+    try:
+        engine = open_engine(url, readonly=False, timeout_s=_LOOK_S)
+        try:
+            ended = [folder.name for folder in behind if _recover_run(engine, folder)]
+            return (*ended, *(run for run in vanished if _presume(engine, known[run])))
+        finally:
+            engine.dispose()
+    except (StoreLocked, StoreUnavailable):
+        return ()
+
+
+def rebuild(home: Path, url: str) -> RebuildReport:
+    """Make a new database out of all journals below `home`; the old file stays beside it.
+
+    Raises:
+        StoreError: the old file is one that TSX_REGISTRY names (those are never moved), or the new
+            one cannot be written. Nothing is moved before the new one is whole.
+    """
+    parsed = parse_url(url)
+    path = _get_movable_path(parsed)
+    fresh = path.with_name(f"{path.name}.rebuild-{os.getpid()}")
+    _remove(fresh)
+    try:
+        report = _build(home, fresh)
+        with explained(parsed):
+            kept = _set_aside(path)
+            fresh.rename(path)
+    finally:
+        _remove(fresh)
+    return RebuildReport(**report, kept=kept)
+
+
+def _read_runs(url: str, parsed: URL) -> dict[str, RowMapping]:
+    """Return what the database knows of every run, by id; nothing where there is no database."""
+    if is_sqlite(parsed):
+        path = get_path(parsed)
+        if not path.exists() or path.stat().st_size == 0:
+            return {}
+    with explained(parsed):
+        engine = open_engine(url, readonly=True, timeout_s=_LOOK_S)
+        try:
+            with engine.connect() as connection:
+                found = connection.execute(select(*_COLUMNS)).mappings().all()
+        finally:
+            engine.dispose()
+    return {row["id"]: row for row in found}
+
+
+def _list_folders(home: Path) -> dict[str, Path]:
+    """Return the run folders below `home` by id."""
+    try:
+        with os.scandir(home / "runs") as entries:
+            return {entry.name: Path(entry.path) for entry in entries if entry.is_dir()}
+    except OSError:
+        return {}
+
+
+def _find_behind(known: Mapping[str, RowMapping], folders: Mapping[str, Path]) -> list[Path]:
+    """Return the folders of runs that are dead, or whose journal says more than the database."""
+    behind = []
+    for run, folder in folders.items():
+        row = known.get(run)
+        if row is not None and row["status"] == "running":
+            if not _is_alive(folder, row):
+                behind.append(folder)
+        elif _has_news(folder, row["journal_offset"] if row else 0) and not is_locked(folder):
+            behind.append(folder)
+    return behind
+
+
+def _has_news(folder: Path, offset: int) -> bool:
+    """Tell whether a journal has whole lines from an offset on."""
+    path = folder / JOURNAL_NAME
+    try:
+        return path.stat().st_size > offset and any(True for _ in iter_lines(path, offset))
+    except OSError:
+        return False
+
+
+def _is_alive(folder: Path, row: RowMapping) -> bool:
+    """Tell whether the process of a run is there; see registry.liveness."""
+    return is_alive(
+        folder,
+        pid=row["pid"],
+        host=row["host"],
+        heartbeat=row["heartbeat"],
+        now=time.time(),
+    )
+
+
+def _is_remote_alive(row: RowMapping) -> bool:
+    """Tell whether a run without a folder here may be alive elsewhere."""
+    return bool(row["host"]) and seems_alive(
+        pid=row["pid"],
+        host=row["host"],
+        heartbeat=row["heartbeat"],
+        now=time.time(),
+        has_lock_file=row["host"] == socket.gethostname(),
+    )
+
+
+def _recover_run(engine: Engine, folder: Path) -> bool:
+    """Fold one journal and end its run if the process is gone; return whether it was ended."""
+    held = is_locked(folder)
+    if held:
+        return False
+    try:
+        lock = RunLock.acquire(folder, wait_s=0.0)
+    except LockHeld:
+        return False
+    except OSError:  # a folder that cannot be written: the journal stays as it is
+        lock = None
+    try:
+        ingest(engine, folder)
+        row = _read_run(engine, folder.name)
+        if row is None or row["status"] != "running":
+            return False
+        facts = {name: row[name] for name in ("pid", "host", "heartbeat")}
+        if seems_alive(**facts, now=time.time(), has_lock_file=held is False):
+            return False
+        if lock is None or not _end(folder, row):
+            return _presume(engine, row)
+        ingest(engine, folder)
+        return True
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _read_run(engine: Engine, run_id: str) -> RowMapping | None:
+    """Return what the database knows of one run."""
+    with explained(engine.url), engine.begin() as connection:
+        query = select(*_COLUMNS).where(runs.c.id == run_id)
+        return connection.execute(query).mappings().first()
+
+
+def _end(folder: Path, row: RowMapping) -> bool:
+    """Append what the process said and RunEnded(killed); False where the disk refuses."""
+    try:
+        writer = JournalWriter(folder / JOURNAL_NAME)
+        try:
+            for output in read_output(folder):
+                writer.append(output)
+            writer.append(
+                RunEnded(
+                    time=row["heartbeat"],
+                    status=Status.KILLED,
+                    reason=_explain(row),
+                    exit_code=_EXIT_KILLED,
+                    step=row["step"],
+                )
+            )
+        finally:
+            writer.close()
+    except StoreUnavailable:
+        return False
+    return writer.lost == 0
+
+
+def _explain(row: RowMapping) -> str:
+    """Return one line that says how a run without an end has ended."""
+    if row["pid"] <= 0:
+        return "its process never started, or the machine stopped before it did"
+    return f"process {row['pid']} is gone (killed, or the machine stopped) after step {row['step']}"
+
+
+def _presume(engine: Engine, row: RowMapping) -> bool:
+    """Mark a run killed in the database alone; its next event, if one comes, undoes that."""
+    remote = row["host"] and row["host"] != socket.gethostname()
+    reason = f"no sign of life from {row['host']}" if remote else _explain(row)
+    changes = {"status": "killed", "presumed": True, "reason": reason, "ended": row["heartbeat"]}
+    with explained(engine.url), engine.begin() as connection:
+        result = connection.execute(
+            update(runs)
+            .where(runs.c.id == row["id"], runs.c.status == "running")
+            .where(runs.c.journal_offset == row["journal_offset"])
+            .values(changes)
+        )
+    return result.rowcount > 0
+
+
+def _get_movable_path(url: URL) -> Path:
+    """Return the database's path; refuse one that is not ours to move."""
+    if not is_sqlite(url):
+        raise StoreError(
+            f"registry {show(url)} is on a server; tsx rebuilds files only",
+            next_command="empty its tables yourself: the next tsx command fills them again",
+        )
+    path = get_path(url)
+    if os.environ.get("TSX_REGISTRY") and path.exists():
+        raise StoreError(
+            f"registry {path} is named by TSX_REGISTRY and is never moved",
+            next_command=f"mv {path} {path}.broken && tsx registry rebuild",
+        )
+    return path
+
+
+def _build(home: Path, fresh: Path) -> dict[str, Any]:
+    """Fold all journals into a new file; return the report's numbers."""
+    url = URL.create("sqlite", database=str(fresh)).render_as_string(hide_password=False)
+    unreadable = []
+    engine = open_engine(url, readonly=False)
+    try:
+        for folder in sorted(_list_folders(home).values()):
+            try:
+                if (folder / JOURNAL_NAME).is_file():
+                    (folder / JOURNAL_NAME).open("rb").close()
+            except OSError:
+                unreadable.append(str(folder))
+                continue
+            ingest(engine, folder)
+        with explained(engine.url), engine.begin() as connection:
+            found = connection.execute(select(runs.c.journal_lines, runs.c.bad_lines)).all()
+    finally:
+        engine.dispose()
+    return {
+        "runs": len(found),
+        "lines": sum(row[0] for row in found),
+        "bad_lines": sum(row[1] for row in found),
+        "unreadable": tuple(unreadable),
+    }
+
+
+def _set_aside(path: Path) -> Path | None:
+    """Rename the database and its companions to `<name>.broken-<utc>`."""
+    if not path.exists():
+        _remove(path)
+        return None
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    kept = path.with_name(f"{path.name}.broken-{stamp}")
+    count = 1
+    while kept.exists():
+        count += 1
+        kept = path.with_name(f"{path.name}.broken-{stamp}-{count}")
+    for suffix in ("-wal", "-shm", "-journal", ""):
+        companion = path.with_name(path.name + suffix)
+        if companion.exists():
+            companion.rename(kept.with_name(kept.name + suffix))
+    return kept
+
+
+def _remove(path: Path) -> None:
+    """Delete an SQLite file and its companions, where they are."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)

@@ -1,0 +1,71 @@
+"""Which run does the user mean: an id, a unique prefix, a name, "@last" or "@-2"."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from sqlalchemy import Connection, select
+
+from registry.errors import UnknownRun
+from registry.schema import runs
+
+_POSITION = re.compile(r"@(?:last|-(\d{1,9}))")
+_CONSIDERED = 1000  # newest runs among which near names are looked for
+_SHOWN = 3
+
+
+def find_key(connection: Connection, reference: str) -> int:
+    """Return the key of the run that a reference means.
+
+    Raises:
+        UnknownRun: none or several answer to it.
+    """
+    by_id = select(runs.c.key).where(runs.c.id == reference)
+    key = connection.execute(by_id).scalar()
+    if key is not None:
+        return int(key)
+    newest = (runs.c.created.desc(), runs.c.key.desc())
+    prefixed: list[tuple[int, str]] = []
+    if reference:
+        query = select(runs.c.key, runs.c.id).where(
+            runs.c.id.startswith(reference, autoescape=True)
+        )
+        prefixed = [(row[0], row[1]) for row in connection.execute(query.order_by(*newest))]
+    if len(prefixed) == 1:
+        return int(prefixed[0][0])
+    by_name = select(runs.c.key).where(runs.c.name == reference).order_by(*newest).limit(1)
+    key = connection.execute(by_name).scalar()
+    position = _POSITION.fullmatch(reference)
+    if key is None and position:
+        back = int(position[1] or 1)
+        if back > 0:
+            query_back = select(runs.c.key).order_by(*newest).offset(back - 1).limit(1)
+            key = connection.execute(query_back).scalar()
+    if key is not None:
+        return int(key)
+    if prefixed:
+        ids = tuple(row[1] for row in prefixed)
+        raise UnknownRun(
+            f"{len(ids)} runs begin with {reference!r}: {', '.join(ids[:_SHOWN])}"
+            + (", ..." if len(ids) > _SHOWN else ""),
+            reference=reference,
+            nearest=ids[:_SHOWN],
+        )
+    raise unknown(connection, reference)
+
+
+def unknown(connection: Connection, reference: str) -> UnknownRun:
+    """Return the error for a reference that no run answers to, with the nearest ids and names."""
+    query = select(runs.c.id, runs.c.name).order_by(runs.c.created.desc(), runs.c.key.desc())
+    known = connection.execute(query.limit(_CONSIDERED)).all()
+    if not known:
+        return UnknownRun(f"no run {reference!r}: the registry has none", reference=reference)
+    names = list(dict.fromkeys(text for row in known for text in (row[1], row[0])))
+    nearest = difflib.get_close_matches(reference[:200], names, n=_SHOWN, cutoff=0.5)
+    hint = f"; nearest: {', '.join(nearest)}" if nearest else f"; the newest is {known[0][0]}"
+    return UnknownRun(
+        f"no run {reference!r}{hint}",
+        reference=reference,
+        nearest=tuple(nearest) or (known[0][0],),
+    )

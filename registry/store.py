@@ -1,0 +1,206 @@
+"""Record a run: every event to its journal at once, and from there to the database.
+
+`Recorder.emit` costs one encoding and one `write`; a thread folds the journal into the database
+about twice a second. Whatever happens to the database, the journal has every line, and the next
+process that looks folds in what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from pathlib import Path
+
+from sqlalchemy import Engine
+from sqlalchemy.engine import URL
+
+from registry.connection import open_engine, parse_url
+from registry.errors import StoreError, StoreUnavailable
+from registry.events import Event, Finding, Heartbeat, Metrics, RunStarted, Severity
+from registry.faults import explain, explained, get_path, is_sqlite
+from registry.fold import fold_batch
+from registry.journal import JOURNAL_NAME, JournalWriter
+
+_PERIOD_S = 0.5  # between two folds; what a reader may be behind a live run
+_BACK_OFF_S = 2.0  # between two tries while the database is out of reach
+_SHORTEST_S = 0.05  # between two folds, however much there is to show
+_STATEMENT_S = 2.0  # one wait for a lock in the thread; it tries again, so close() stays bounded
+
+
+def ingest(engine: Engine, folder: Path) -> None:
+    """Fold everything the database lacks of one run's journal.
+
+    Raises:
+        StoreError: the database is locked, full or gone; what was folded stays folded.
+    """
+    if not (folder / JOURNAL_NAME).is_file():
+        return
+    with explained(engine.url):
+        while fold_batch(engine, folder):
+            pass
+
+
+class Recorder:
+    """An EventSink: journal first, database by a thread. Safe from several threads.
+
+    Args:
+        folder: the run's folder, made if it does not exist; its name is the run's id.
+        url: SQLAlchemy URL of the registry, which is created or migrated where needed.
+        timeout_s: how long a locked registry is waited for here.
+        close_s: how long `close` may take; what it cannot fold is left to recovery.
+
+    Raises:
+        StoreError: the registry cannot be used, or the folder cannot be written.
+    """
+
+    def __init__(
+        self, folder: Path, url: str, *, timeout_s: float = 10.0, close_s: float = 10.0
+    ) -> None:
+        self._folder = folder.absolute()
+        self._url = url
+        self._parsed = parse_url(url)
+        self._close_s = close_s
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreUnavailable(
+                f"cannot make the run's folder {folder}: {error.strerror or error}",
+                next_command="set TSX_HOME to a folder that can be written",
+            ) from error
+        open_engine(url, readonly=False, timeout_s=timeout_s).dispose()
+        self._journal = JournalWriter(self._folder / JOURNAL_NAME)
+        self._lock = threading.RLock()  # a signal handler may emit while emit runs
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._closed = False
+        self._engine: Engine | None = None
+        self._engine_file = 0  # inode, to notice that the registry was rebuilt
+        self._folded = -1  # end of the journal at the last fold that succeeded
+        self._step = 0
+        self.store_error: str | None = None
+        self._thread = threading.Thread(target=self._run, name="tsx-recorder", daemon=True)
+
+    @property
+    def lost(self) -> int:
+        """Events that could be written nowhere."""
+        return self._journal.lost
+
+    def emit(self, event: Event) -> None:
+        """Record one event; it survives a kill of this process once this returns.
+
+        Raises:
+            StoreUnavailable: the first event cannot be written. Later ones never raise.
+            ValueError: the recorder is closed.
+        """
+        if self._thread.ident is None:
+            self._check_first(event)
+        with self._lock:
+            if self._closed:
+                raise ValueError(f"the recorder of {self._folder} is closed")
+            self._journal.append(event)
+        if type(event) is Metrics:
+            self._step = event.step
+        elif type(event) is not Heartbeat:
+            self._wake.set()  # rare, and worth showing at once
+        if self._thread.ident is None:
+            self._start()
+
+    def close(self) -> None:
+        """Fold what is left and let go, within a bound; what remains is recovery's."""
+        with self._lock:
+            if self._closed:
+                return
+            self._report_loss()
+            self._closed = True
+            self._journal.close()
+        self._stop.set()
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join(self._close_s)
+
+    def _check_first(self, event: Event) -> None:
+        """Refuse a run whose folder has another name: nobody would find it again."""
+        if type(event) is RunStarted and event.run_id != self._folder.name:
+            raise ValueError(f"run {event.run_id!r} is recorded in folder {self._folder.name!r}")
+
+    def _start(self) -> None:
+        """Start the thread, once."""
+        with self._lock, contextlib.suppress(RuntimeError):  # no more threads: recovery folds
+            if self._thread.ident is None:
+                self._wake.set()
+                self._thread.start()
+
+    def _report_loss(self) -> None:
+        """Leave a finding that says how many events are missing, if the disk takes it."""
+        if self._journal.retry() and self._journal.lost:
+            self._journal.append(
+                Finding(
+                    time=time.time(),
+                    kind="events-lost",
+                    severity=Severity.WARNING,
+                    step=self._step,
+                    cause=f"{self._journal.lost} events could not be written and are lost",
+                    fix="make room on the disk that holds TSX_HOME",
+                )
+            )
+
+    def _run(self) -> None:
+        """Fold until closed; the thread's body."""
+        while not self._stop.is_set():
+            folded = self._try_fold(deadline=math.inf)
+            self._stop.wait(_SHORTEST_S)
+            if self._wake.wait(_PERIOD_S if folded else _BACK_OFF_S):
+                self._wake.clear()
+        deadline = time.monotonic() + self._close_s
+        while not self._try_fold(deadline=deadline) and time.monotonic() < deadline:
+            time.sleep(_SHORTEST_S)
+        self._drop_engine()
+
+    def _try_fold(self, *, deadline: float) -> bool:
+        """Fold what is new; return whether the database has it all."""
+        if self._journal.fault:
+            with self._lock:
+                self._journal.retry()
+        end = self._journal.end
+        if end == self._folded:
+            return True
+        try:
+            engine = self._get_engine()
+            while fold_batch(engine, self._folder):
+                if time.monotonic() >= deadline:
+                    return False
+        except Exception as error:  # nothing the database does may stop the training
+            known = isinstance(error, StoreError)
+            self.store_error = str(error if known else explain(error, self._parsed))
+            self._drop_engine()
+            return False
+        self.store_error = None
+        self._folded = end
+        return True
+
+    def _get_engine(self) -> Engine:
+        """Return the engine, a fresh one where the registry's file was replaced."""
+        file = _find_inode(self._parsed)
+        if self._engine is None or file != self._engine_file:
+            self._drop_engine()
+            self._engine = open_engine(self._url, readonly=False, timeout_s=_STATEMENT_S)
+            self._engine_file = _find_inode(self._parsed)
+        return self._engine
+
+    def _drop_engine(self) -> None:
+        """Let go of the engine; the next fold opens another."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.dispose()
+
+
+def _find_inode(url: URL) -> int:
+    """Return the inode of the SQLite file, 0 where there is none."""
+    if not is_sqlite(url):
+        return 0
+    try:
+        return get_path(url).stat().st_ino
+    except OSError:
+        return 0
