@@ -1,8 +1,8 @@
 """Events as the lines the diaries are written in. Pure: event in, text out.
 
-    step=10 loss=3.6159 pred=0.5888 aux=1.0512 lr=1.00e-06 toks/s=23,243 mfu=5.59%
-    val step=50 pred=0.3011 aux=1.0021 mae=0.4410 mse=0.5023
-    run model=NVIDIA H100 80GB HBM3 precision=bf16 peak_vram_gb=59.75
+step=10 loss=3.6159 pred=0.5888 aux=1.0512 lr=1.00e-06 toks/s=23,243 mfu=5.59%
+val step=50 pred=0.3011 aux=1.0021 mae=0.4410 mse=0.5023
+run model=NVIDIA H100 80GB HBM3 precision=bf16 peak_vram_gb=59.75
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class PlainView:
             case Finding(severity=Severity.INFO):
                 output.talk(finding_line(event))
             case Finding():
-                output.talk(finding_line(event), style="yellow")
+                output.talk(finding_line(event), style="warning")
             case Artifact(kind="checkpoint"):
                 output.talk(f"checkpoint step={event.step} {event.path}")
         for line in list_lines(event):
@@ -61,7 +61,7 @@ class PlainView:
         took = duration(time.monotonic() - self._began)
         good = ending.status is Status.COMPLETED
         output.talk(
-            f"run {run_id} {ending.status} in {took}{reason}", style="green" if good else "yellow"
+            f"run {run_id} {ending.status} in {took}{reason}", style="good" if good else "warning"
         )
         follow_up = f"tsx show {run_id}" if good else f"tsx show {run_id}, tsx resume {run_id}"
         output.talk(f"next: {follow_up}")

@@ -59,9 +59,7 @@ class SilentView:
         """Nobody watches."""
 
 
-def start_detached(
-    plans: Sequence[RunPlan], provenance: Provenance, home: Path, url: str
-) -> int:
+def start_detached(plans: Sequence[RunPlan], provenance: Provenance, home: Path, url: str) -> int:
     """Start a background supervisor and return its process id once the first run is recorded.
 
     Raises:

@@ -8,10 +8,11 @@ registry has.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -19,11 +20,11 @@ from typing import Protocol
 from registry.events import Event, RunEnded, RunStarted
 from registry.journal import iter_events
 from registry.liveness import LockHeld, RunLock
-from registry.recover import read_output
+from registry.captured import read_output
 from registry.store import Recorder
 from tsx import config as configs
 from tsx.config import RunConfig
-from tsx.errors import ConfigError, Exit, TsxError
+from tsx.errors import ConfigError, Exit, RegistryError, TsxError
 from tsx.launch.exit_reason import Ending
 from tsx.launch.plan import RunPlan
 from tsx.launch.process import TrainingProcess
@@ -100,7 +101,9 @@ class Supervisor:
             refused = report.read().decode()
         if _size(folder / "events.jsonl") == start:  # it never began: the run stays as it was
             reason = refused or self._process.ending().reason
-            raise ConfigError(reason) if self._process.returncode == Exit.USAGE else TsxError(reason)
+            raise (
+                ConfigError(reason) if self._process.returncode == Exit.USAGE else TsxError(reason)
+            )
         ending = ending or self._record_end(folder)
         self._observer.finish(run_id, ending)
         return ending
@@ -108,16 +111,37 @@ class Supervisor:
     def _run(self, plan: RunPlan, provenance: Provenance) -> Ending:
         """Record that the run exists, train it in a child, record how it ended."""
         folder = self._home / "runs" / plan.run_id
-        folder.mkdir(parents=True)
-        lock = _lock(folder, plan.run_id)
-        with Recorder(folder, self._url) as recorder:
-            recorder.emit(_run_started(plan, provenance))
+        lock = self._record_start(folder, plan, provenance)
         self._observer.begin(plan.run_id, plan.name, plan.config)
         self._process = TrainingProcess(self._order(plan.config, folder, lock), folder)
         lock.release()  # the child holds it now
         ending = self._follow(folder, 0) or self._record_end(folder)
         self._observer.finish(plan.run_id, ending)
         return ending
+
+    def _record_start(self, folder: Path, plan: RunPlan, provenance: Provenance) -> RunLock:
+        """Make the run's folder and first line; a registry that refuses leaves no trace.
+
+        Raises:
+            StoreError: folder or registry cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True)
+            lock = _lock(folder, plan.run_id)
+        except OSError as error:
+            raise RegistryError(
+                f"cannot make the run's folder {folder}: {error.strerror}",
+                next_command="TSX_HOME=/a/folder/with/room tsx run ...",
+            ) from error
+        try:
+            with closing(Recorder(folder, self._url)) as recorder:
+                recorder.emit(_run_started(plan, provenance))
+        except BaseException:
+            lock.release()
+            with suppress(OSError):
+                shutil.rmtree(folder)
+            raise
+        return lock
 
     def _order(
         self,
@@ -161,7 +185,7 @@ class Supervisor:
         assert self._process is not None
         ending = self._process.ending()
         lock = _lock(folder, folder.name)
-        with Recorder(folder, self._url) as recorder:
+        with closing(Recorder(folder, self._url)) as recorder:
             for output in read_output(folder):
                 recorder.emit(output)
             recorder.emit(

@@ -24,7 +24,7 @@ import msgspec
 from registry.events import Event, EventSink, RunEnded, Status
 from registry.journal import encode
 from registry.liveness import RunLock
-from registry.recover import read_output
+from registry.captured import read_output
 from registry.redact import Redactor
 from registry.store import Recorder
 from tsx import config as configs
