@@ -67,7 +67,9 @@ def show_one(
     Every default is filled in, and each key says who set it. The text is itself a recipe: write it
     to tsx-recipes/NAME.toml to have your own.
     """
-    plan, configs = _resolve(name, overrides or [], smoke=smoke)
+    from tsx.cli.expansion import expand_recipe
+
+    plan, configs = expand_recipe(name, overrides or [], smoke=smoke)
     for key in plan.repeated:
         output.warn(f"--set {key} is given more than once; the last one wins")
     first = configs[0][1]
@@ -88,13 +90,14 @@ def validate(
     TOML, names, keys, ranges, each point of a sweep, and the same under --smoke.
     """
     from recipes.errors import RecipeFileError
+    from tsx.cli.expansion import expand_recipe
     from tsx.errors import ConfigError, Exit
 
     status = Exit.OK
     for name in files:
         try:
-            _, configs = _resolve(name, [], smoke=False)
-            _resolve(name, [], smoke=True)
+            _, configs = expand_recipe(name, [], smoke=False)
+            expand_recipe(name, [], smoke=True)
         except (RecipeFileError, ConfigError) as error:
             output.error(error.message, next_command=error.next_command)
             status = Exit.USAGE
@@ -102,24 +105,6 @@ def validate(
             count = len(configs)
             output.data(f"{name}: valid, {count} run{'s' if count > 1 else ''}")
     return status
-
-
-def _resolve(
-    name: str, overrides: list[str], *, smoke: bool
-) -> tuple[Plan, list[tuple[str, RunConfig]]]:
-    """Return the plan and the checked config of each of its runs."""
-    from recipes.loader import expand, get_recipe, resolve
-    from tsx.cli.places import list_recipe_folders
-    from tsx.config import decode
-
-    search = list_recipe_folders()
-    plan = resolve(get_recipe(name, search), search, overrides, smoke)
-    place = f"recipe {plan.name!r}"
-    runs = expand(plan)
-    return plan, [
-        (suffix, decode(raw, place=f"{place} ({suffix})" if suffix else place))
-        for suffix, raw in runs
-    ]
 
 
 def _describe(info: RecipeInfo) -> dict[str, Any]:
