@@ -26,7 +26,7 @@ from tsx.data.split import hold_out
 from tsx.data.windows import Part, WindowSet
 from tsx.errors import DataError
 
-# Up to so many stored values every one is looked at before step 0; beyond, a series is when it is first read.
+# Up to so many stored values each is looked at before step 0; beyond, when its series is read.
 CHECKED_POINTS = 20_000_000
 
 
@@ -91,20 +91,17 @@ def _build(
     train, overlap = _leave_out(train_entries, ood_entries, ood, opener)
     if not train:
         raise DataError(
-            f"nothing to train on at {root}: every data set selected is out of distribution "
+            "nothing to train on: every data set selected is out of distribution "
             f"({describe_names(train_entries)})"
         )
     if not config.allow_nonfinite:
         _check_finite([*train, *ood])
     train_set, val_set = _split(train, config, patch_len)
-    if len(train_set) == 0:
-        raise DataError(f"no series of {patch_len + 1} points or more at {root}")
     ood_set = _make_windows(ood, config, patch_len) if ood else None
-    if ood_set is not None and len(ood_set) == 0:
-        raise DataError(
-            f"no series of {patch_len + 1} points or more out of distribution "
-            f"({describe_names(ood_entries)})"
-        )
+    for windows, read in ((train_set, train), (ood_set, ood)):
+        if windows is not None and len(windows) == 0:
+            names = ", ".join(dataset.name for dataset in read[:20])
+            raise DataError(f"no series of {patch_len + 1} points or more in {names}")
     if overlap:
         notice += f"; out of distribution, not trained on: {', '.join(overlap)}"
     return Corpus(

@@ -29,7 +29,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 # Twice the bound still fits int64, so offset + length cannot wrap around.
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62 - 1)]
 
 _DTYPES = (
     *("float16", "float32", "float64"),
