@@ -6,26 +6,20 @@ per connection. Every method reads in one transaction, so what it returns belong
 
 from __future__ import annotations
 
-import contextlib
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import sqlalchemy
-from sqlalchemy import Connection, Engine, Select, case, func, select
+from sqlalchemy import Connection, Select, func, select
 from sqlalchemy.engine import URL
 
-from registry import rows, schema
-from registry.connection import check_schema, make_engine, parse_url, read_revision
-from registry.errors import UnknownRun
-from registry.faults import explained, get_path, is_sqlite
+from registry import rows
+from registry.connection import parse_url
+from registry.link import Link
 from registry.references import find_key, unknown
 from registry.schema import metric_keys, metrics, runs, summaries, tags
 from registry.views import RunDetail, RunRow, Series
-
-_READ_TIMEOUT_S = 5.0  # only a rollback journal or a file being made keeps a reader waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +38,9 @@ class Reader:
     """
 
     def __init__(self, url: URL) -> None:
-        self._url = url
-        self._engine: Engine | None = None
-        self._connection: Connection | None = None
-        self._file = 0  # inode of the SQLite file that is open; 0 while there is none
-        self._epoch = 0  # times a connection was opened: their data versions do not compare
+        self._link = Link(url)
         self._keys: dict[int, str] = {}
+        self._keys_epoch = 0  # connection that `_keys` was read through
 
     @classmethod
     def open(cls, url: str) -> Reader:
@@ -60,13 +51,8 @@ class Reader:
                 see registry.errors. Later calls may raise them as well.
         """
         reader = cls(parse_url(url))
-        try:
-            with explained(reader._url):
-                reader._get_connection()
-        except BaseException:
-            reader.close()
-            raise
-        return reader
+        with reader._link.snapshot():
+            return reader
 
     def __enter__(self) -> Reader:
         return self
@@ -81,30 +67,11 @@ class Reader:
 
     def close(self) -> None:
         """Let go of the connection; a later call opens another."""
-        connection, self._connection = self._connection, None
-        engine, self._engine = self._engine, None
-        self._file = 0
-        self._keys = {}
-        with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):
-            if connection is not None:
-                connection.close()
-            if engine is not None:
-                engine.dispose()
+        self._link.close()
 
     def data_version(self) -> int:
         """Return a number that changes when anything was written; costs microseconds on SQLite."""
-        with explained(self._url):
-            connection = self._get_connection()
-            if connection.dialect.name == "sqlite":
-                cursor = connection.connection.cursor()
-                version = int(cursor.execute("PRAGMA data_version").fetchone()[0])
-                cursor.close()
-                return (self._epoch << 32) + version
-            presumed = func.sum(case((runs.c.presumed, 1), else_=0))
-            query = select(func.count(), func.sum(runs.c.journal_offset), presumed)
-            with connection.begin():
-                found = connection.execute(query.select_from(runs)).one()
-            return hash((self._epoch, *found))
+        return self._link.read_version()
 
     def list_runs(
         self,
@@ -127,7 +94,7 @@ class Reader:
         chosen = chosen.order_by(runs.c.created.desc(), runs.c.key.desc())
         if limit is not None:
             chosen = chosen.limit(max(limit, 0))
-        with self._snapshot() as connection:
+        with self._link.snapshot() as connection:
             return self._load_rows(connection, chosen)
 
     def get_run(self, reference: str) -> RunRow:
@@ -136,7 +103,7 @@ class Reader:
         Raises:
             UnknownRun: none or several answer; with the nearest ids and names.
         """
-        with self._snapshot() as connection:
+        with self._link.snapshot() as connection:
             key = find_key(connection, reference)
             return self._load_rows(connection, select(runs.c.key).where(runs.c.key == key))[0]
 
@@ -146,7 +113,7 @@ class Reader:
         Raises:
             UnknownRun: no run has this id.
         """
-        with self._snapshot() as connection:
+        with self._link.snapshot() as connection:
             query = select(runs).where(runs.c.id == run_id)
             row = connection.execute(query).mappings().first()
             if row is None:
@@ -162,7 +129,7 @@ class Reader:
             .join(runs, runs.c.key == summaries.c.run)
             .where(runs.c.id == run_id)
         )
-        with self._snapshot() as connection:
+        with self._link.snapshot() as connection:
             return sorted(connection.execute(query).scalars())
 
     def get_series(self, run_id: str, key: str) -> Series:
@@ -177,7 +144,7 @@ class Reader:
         When the next cursor's `rewinds` differs from the one passed in, a resume has cut the curve:
         the series then holds all of it and replaces what was known.
         """
-        with self._snapshot() as connection:
+        with self._link.snapshot() as connection:
             found = connection.execute(
                 select(runs.c.key, runs.c.created, runs.c.rewinds).where(runs.c.id == run_id)
             ).first()
@@ -199,61 +166,6 @@ class Reader:
             rewinds, max((point[4] for point in points), default=after)
         )
 
-    @contextlib.contextmanager
-    def _snapshot(self) -> Iterator[Connection]:
-        """Give a connection in a transaction that sees one state of the registry."""
-        try:
-            with explained(self._url):
-                connection = self._get_connection()
-                with connection.begin():
-                    yield connection
-        except UnknownRun:
-            raise
-        except Exception:
-            self.close()
-            raise
-
-    def _get_connection(self) -> Connection:
-        """Return the connection, another one when the file has appeared or was replaced."""
-        file = self._find_file()
-        if self._connection is None or file != self._file:
-            self.close()
-            self._open(file)
-        assert self._connection is not None
-        return self._connection
-
-    def _find_file(self) -> int:
-        """Return the inode of the SQLite file, 0 while there is nothing in it; -1 for a server."""
-        if not is_sqlite(self._url):
-            return -1
-        try:
-            status = get_path(self._url).stat()
-        except FileNotFoundError:
-            return 0
-        return status.st_ino if status.st_size else 0
-
-    def _open(self, file: int) -> None:
-        """Connect; an absent or unfinished registry is replaced by an empty one in memory."""
-        self._epoch += 1
-        if file:
-            self._engine = make_engine(self._url, readonly=True, timeout_s=_READ_TIMEOUT_S)
-            self._connection = self._engine.connect()
-            with self._connection.begin():
-                empty = read_revision(self._connection) is None and not (
-                    self._connection.dialect.get_table_names(self._connection)
-                )
-                if not empty:
-                    check_schema(self._connection, self._url)
-            if not empty:
-                self._file = file
-                return
-            self.close()
-        self._engine = sqlalchemy.create_engine("sqlite://")
-        self._connection = self._engine.connect()
-        schema.metadata.create_all(self._connection)
-        self._connection.commit()
-        self._file = 0
-
     def _load_rows(self, connection: Connection, chosen: Select[Any]) -> list[RunRow]:
         """Return the chosen runs, newest first: three queries, however many there are."""
         return rows.load_runs(connection, chosen, self._get_keys(connection))
@@ -261,9 +173,8 @@ class Reader:
     def _get_keys(self, connection: Connection) -> dict[int, str]:
         """Return the names of all metric keys by id; they only ever grow in number."""
         newest = connection.execute(select(func.max(metric_keys.c.id))).scalar()
-        if newest is not None and newest not in self._keys:
-            self._keys = {
-                row[0]: row[1]
-                for row in connection.execute(select(metric_keys.c.id, metric_keys.c.key))
-            }
+        if newest not in self._keys or self._keys_epoch != self._link.epoch:
+            query = select(metric_keys.c.id, metric_keys.c.key)
+            self._keys = {row[0]: row[1] for row in connection.execute(query)}
+            self._keys_epoch = self._link.epoch
         return self._keys
