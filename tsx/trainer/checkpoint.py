@@ -23,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tsx.errors import TsxError
+
 FORMAT = 1
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 MAX_STATE_BYTES = 16 * 2**20  # a state.json is a few KiB; more is not ours
@@ -187,6 +189,24 @@ class CheckpointFolder:
                 return {key: file.get_tensor(key) for key in expected}
         except (OSError, SafetensorError) as error:
             raise CheckpointDamagedError(f"{path}: {error}") from error
+
+
+def check_writable(checkpoints: CheckpointFolder) -> None:
+    """Find out before the first step whether checkpoints can be written.
+
+    Raises:
+        TsxError: they cannot.
+    """
+    probe = checkpoints.path / ".probe"
+    try:
+        checkpoints.path.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"\0")
+        probe.unlink()
+    except OSError as error:
+        raise TsxError(
+            f"checkpoints cannot be written to {checkpoints.path}: {error.strerror or error}",
+            next_command="--set train.checkpoint_every=0, or move TSX_HOME",
+        ) from error
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileMark:

@@ -119,6 +119,9 @@ class Evaluator:
             "ood": (corpus.ood, config.ood_max_batches),
         }
         self._scores: dict[str, tuple[int, dict[str, float]]] = {}
+        scored = session.progress.scored_step
+        if scored is not None:  # a resumed run: its curves have this step
+            self._scores = dict.fromkeys(self._sets, (scored, {}))
 
     def run(self, *, ood: bool = True) -> None:
         """Score what was not scored at this step yet, and emit `val/...` and `ood/...`."""

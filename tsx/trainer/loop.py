@@ -9,17 +9,18 @@ with its wall-clock budget, when it is asked to stop, or when a step is not fini
 from __future__ import annotations
 
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 from registry.events import EventSink, Status
 from tsx.config import RunConfig
 from tsx.perf.system import SystemSampler
+from tsx.trainer.checkpoint import CheckpointFolder, check_writable
 from tsx.trainer.evaluate import Evaluator, StopSignal
 from tsx.trainer.memory_errors import explain_out_of_memory
 from tsx.trainer.saving import Saver
-from tsx.trainer.session import Session, check_writable, prepare
+from tsx.trainer.session import Session, prepare
 from tsx.trainer.step import NonFiniteWatch, StepReport, get_step_metrics, take_step
 from tsx.trainer.telemetry import Pulse, Telemetry
 
@@ -61,10 +62,10 @@ def train(
         TsxError: checkpoints are asked for and cannot be written.
     """
     telemetry = Telemetry(sink)
+    if config.train.checkpoint_every > 0:
+        check_writable(CheckpointFolder(folder))
     with explain_out_of_memory(config):
         session = prepare(config, telemetry, folder=folder, home=home, resume=resume)
-        if config.train.checkpoint_every > 0:
-            check_writable(session.checkpoints)
         telemetry.guard()
         sampler = SystemSampler(session.device)
         with Pulse(telemetry, sampler.sample, period_s=config.perf.sample_every_s) as pulse:
@@ -98,7 +99,7 @@ class Trainer:
         self._evaluator = Evaluator(session, stop)
         self._saver = Saver(session)
         self._watch = NonFiniteWatch(session.telemetry)
-        self._started = time.monotonic()
+        self._started = monotonic()
 
     @property
     def step(self) -> int:
@@ -159,7 +160,7 @@ class Trainer:
 
     def _is_out_of_time(self) -> bool:
         budget = self._config.train.max_wall_time_s
-        return budget > 0 and time.monotonic() - self._started >= budget
+        return budget > 0 and monotonic() - self._started >= budget
 
     def _describe_budget(self) -> str:
         budget = self._config.train.max_wall_time_s

@@ -20,11 +20,10 @@ from tsx.trainer.session import Session
 
 
 class Saver:
-    """Writes the checkpoints of one run; keeps the last and the best."""
+    """Writes the checkpoints of one run; keeps the last and the best, two at most."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._saved_step: int | None = None
 
     def save(self, score: Mapping[str, float]) -> None:
         """Write the checkpoint of the current step, once.
@@ -33,7 +32,7 @@ class Saver:
             score: what validation gave at this very step; {} where it did not run.
         """
         session, progress = self._session, self._session.progress
-        if self._saved_step == progress.step:
+        if progress.saved_step == progress.step:
             return
         best = _pick_best(progress.best, progress.step, score.get("pred"))
         try:
@@ -50,9 +49,8 @@ class Saver:
                 {"error": str(error)},
             )
             return
-        progress.best = best
-        self._saved_step = progress.step
-        session.checkpoints.prune({progress.step, best.step if best else progress.step})
+        session.checkpoints.prune(_pick_kept(progress.step, best, progress.saved_step))
+        progress.best, progress.saved_step = best, progress.step
         self._announce(size, best, score)
 
     def _describe(self, best: Best | None, score: Mapping[str, float]) -> CheckpointState:
@@ -70,7 +68,7 @@ class Saver:
             skipped_steps=progress.skipped_steps,
             val_pred=val_pred if _is_finite(val_pred) else None,
             best=best,
-            versions={"torch": torch.__version__},
+            versions={"torch": str(torch.__version__)},
         )
 
     def _announce(self, size: int, best: Best | None, score: Mapping[str, float]) -> None:
@@ -97,6 +95,15 @@ def _pick_best(best: Best | None, step: int, val_pred: float | None) -> Best | N
     if best is None or val_pred < best.val_pred:
         return Best(step, val_pred)
     return best
+
+
+def _pick_kept(step: int, best: Best | None, previous: int | None) -> set[int]:
+    """Return the steps to keep: the last and the best; where they are one, the one before too.
+
+    A last checkpoint that the disk later damages then still has another to fall back to.
+    """
+    other = best.step if best is not None and best.step != step else previous
+    return {step} if other is None else {step, other}
 
 
 def _is_finite(value: float | None) -> bool:

@@ -22,9 +22,12 @@ class ListSink:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.watcher: StopAtStep | None = None
 
     def emit(self, event: Event) -> None:
         self.events.append(event)
+        if self.watcher is not None:
+            self.watcher.see(event)
 
     def close(self) -> None:
         pass
@@ -66,6 +69,20 @@ class StopAfter(threading.Event):
         return self.looks < 0
 
 
+class StopAtStep(threading.Event):
+    """Asks to stop once a step was logged; `Lab.run` tells it what is."""
+
+    reason = "SIGTERM"
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def see(self, event: Event) -> None:
+        if isinstance(event, Metrics) and "train/loss" in event.values and event.step == self.step:
+            self.set()
+
+
 @dataclass
 class Ran:
     """One finished run."""
@@ -92,6 +109,24 @@ class Lab:
             raw.setdefault(section, {})[name] = value
         return decode(raw)
 
+    def sink(self) -> ListSink:
+        """Return a sink that keeps every event."""
+        return ListSink()
+
+    def stop_after(self, looks: int) -> StopAfter:
+        """Return a stop request that comes after a number of looks at it."""
+        return StopAfter(looks)
+
+    def stop_after_step(self, step: int) -> StopAtStep:
+        """Return a stop request that comes once that many steps are logged (log_every=1)."""
+        return StopAtStep(step)
+
+    def path_of_others(self) -> Path:
+        """Return series of another kind, never trained on."""
+        path = self.root / "others.jsonl"
+        write_series(path, count=5, seed=9)
+        return path
+
     def run(
         self,
         name: str = "run",
@@ -103,6 +138,7 @@ class Lab:
     ) -> Ran:
         """Train in the folder of that name."""
         config, sink = self.config(**changes), sink or ListSink()
+        sink.watcher = stop if isinstance(stop, StopAtStep) else None
         folder = self.root / name
         folder.mkdir(exist_ok=True)
         outcome = train(
@@ -128,8 +164,12 @@ def write_series(path: Path, *, count: int = 12, points: int = 90, seed: int = 0
 
 
 @pytest.fixture(autouse=True)
-def _two_threads():
-    torch.set_num_threads(2)
+def _one_thread():
+    """Matrices this small are slower on two threads, and far slower on cores that are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
