@@ -22,9 +22,12 @@ from tsx.text import count_cells, pad
 MAX_LINE = 20_000  # characters of one line of text; what follows is cut and counted
 MAX_CELL = 200  # characters of one table cell
 
-Style = Literal["", "dim", "strong", "good", "warning", "bad", "accent"]
+Style = Literal["", "dim", "strong", "good", "warning", "bad", "accent", "curve 4", "curve 5"]
 
-_SGR = {"dim": "2", "strong": "1", "good": "32", "warning": "33", "bad": "31", "accent": "36"}
+_SGR = {
+    **{"dim": "2", "strong": "1", "good": "32", "warning": "33", "bad": "31", "accent": "36"},
+    **{"curve 4": "35", "curve 5": "34"},  # of a chart; its first three are accent, warning, good
+}
 _RICH = {
     "": "",
     "dim": "dim",
@@ -33,6 +36,8 @@ _RICH = {
     "warning": "yellow",
     "bad": "red",
     "accent": "cyan",
+    "curve 4": "magenta",
+    "curve 5": "blue",
 }
 # C0 and C1 controls, DEL, line and paragraph separators, marks that reorder or hide text
 # (bidirectional, zero-width, byte-order), tag characters, and halves of surrogate pairs.
@@ -78,6 +83,11 @@ def clean_lines(text: str) -> str:
 def data(text: str, *, style: Style = "") -> None:
     """Write text and a newline to stdout."""
     _write(sys.stdout, _paint(clean_lines(text), style, sys.stdout))
+
+
+def pieces(parts: Iterable[tuple[str, Style]]) -> None:
+    """Write one line of differently styled texts to stdout."""
+    _write(sys.stdout, "".join(_paint(clean(text), style, sys.stdout) for text, style in parts))
 
 
 def talk(text: str, *, style: Style = "") -> None:

@@ -1,0 +1,106 @@
+"""`tsx show RUN`: everything the registry knows of one run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from registry.queries import Reader
+    from registry.views import RunDetail
+
+
+def command(
+    run: Annotated[str, typer.Argument(help="Id, unique prefix, name, @last or @-2.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    captured: Annotated[
+        bool, typer.Option("--output", help="Print what the run wrote to stdout and stderr.")
+    ] = False,
+) -> None:
+    """Show everything the registry knows of one run."""
+    from tsx.cli import output
+    from tsx.cli.reading import open_reader
+
+    with open_reader() as reader:
+        detail = reader.get_detail(reader.get_run(run).id)
+        if as_json:
+            output.json(to_plain(detail))
+        elif captured:
+            _show_output(detail)
+        else:
+            _show_detail(detail, reader)
+
+
+def to_plain(detail: RunDetail) -> dict[str, Any]:
+    """Return a run as plain data for JSON."""
+    from tsx.cli.reading import to_plain_run
+
+    names = ("time", "from_step", "steps")
+    resumes = [dict(zip(names, resume, strict=True)) for resume in detail.resumes]
+    return {
+        "run": to_plain_run(detail.run) | {"resumes": resumes},
+        "config": detail.config,
+        "environment": detail.environment,
+        "metrics": {key: asdict(summary) for key, summary in detail.metrics.items()},
+        "findings": [asdict(finding) for finding in detail.findings],
+        "artifacts": [asdict(artifact) for artifact in detail.artifacts],
+    }
+
+
+def _show_output(detail: RunDetail) -> None:
+    """Print captured output; what belongs to which stream goes to stderr."""
+    from tsx.cli import output
+
+    texts = [part for part in detail.output if part.text]
+    if not texts:
+        output.talk(f"run {detail.run.id} has no captured output")
+    for part in texts:
+        if len(texts) > 1:
+            output.talk(f"--- {part.stream} ---", style="dim")
+        output.data(part.text.removesuffix("\n"))
+        if part.dropped_bytes:
+            output.talk(f"({part.dropped_bytes} bytes of {part.stream} were not kept)")
+
+
+def _show_detail(detail: RunDetail, reader: Reader) -> None:
+    """Show the run from top to bottom: status, numbers, curves, findings, config, files."""
+    import time
+
+    from tsx import pages
+    from tsx.cli.paint import find_width, show_heading, show_lines
+
+    show_lines(pages.list_head_lines(detail.run, time.time()))
+    _show_loss(detail, reader)
+    if detail.findings:
+        show_heading("findings")
+        show_lines(pages.list_finding_lines(detail.findings, find_width()))
+    show_heading("metrics")
+    show_lines(pages.list_metric_lines(detail.metrics, find_width()))
+    show_heading("config, where it is not the default")
+    show_lines(pages.list_change_lines(detail.config))
+    show_heading("environment")
+    show_lines(pages.list_environment_lines(detail.environment))
+    if detail.artifacts:
+        show_heading("files")
+        show_lines(pages.list_artifact_lines(detail.artifacts))
+    if detail.resumes:
+        show_heading("resumed")
+        show_lines(pages.list_resume_lines(detail))
+
+
+def _show_loss(detail: RunDetail, reader: Reader) -> None:
+    """Draw the loss curves, where the run has any."""
+    from tsx.chart import Frame
+    from tsx.cli.paint import show_curves
+    from tsx.curve_groups import Group, make_curves
+
+    group = Group("loss", (("train", "train/loss"), ("val", "val/loss"), ("ood", "ood/loss")))
+    keys = [key for _, key in group.members if key in detail.metrics]
+    if keys:
+        from tsx.cli import output
+
+        output.data("")
+        held = {key: reader.get_series(detail.run.id, key) for key in keys}
+        show_curves(make_curves(group, held), Frame(title=group.title))

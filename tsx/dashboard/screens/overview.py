@@ -1,0 +1,93 @@
+"""The first screen: all runs, and the loss, balance and speed of the one under the cursor."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container
+from textual.screen import Screen
+
+from tsx.chart import Frame
+from tsx.curve_groups import Group, make_curves
+from tsx.dashboard.messages import Focus, FocusMoved, Snapshot
+from tsx.dashboard.widgets.curve_chart import CurveChart
+from tsx.dashboard.widgets.lines import Lines
+from tsx.dashboard.widgets.run_table import RunTable
+from tsx.dashboard.wording import list_empty_lines, make_keys, make_title
+from tsx.pages import list_head_lines
+
+LOSS = Group("loss", (("train", "train/loss"), ("val", "val/loss")))
+AUX = Group("aux", (("train", "train/aux"), ("val", "val/aux")))
+MFU = Group("mfu %", (("train", "train/mfu"),))
+SPEED = Group("tokens/s", (("train", "train/toks_per_sec"),))
+KEYS = (("↑↓", "select"), ("enter", "open"), ("?", "help"), ("q", "quit"))
+
+
+class OverviewScreen(Screen[None]):
+    """Run table and three charts; on a wide terminal side by side, on a small one the loss only."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "app.quit", "Quit"),
+        Binding("question_mark", "app.help", "Help"),
+    ]
+
+    def __init__(self, place: str) -> None:
+        super().__init__(id="overview")
+        self._place = place
+        self._focus = Focus()
+
+    @property
+    def focus_wanted(self) -> Focus:
+        """What the poller should read for this screen."""
+        return self._focus
+
+    def compose(self) -> ComposeResult:
+        """Lay out the widgets; the style sheet decides where each stands."""
+        yield Lines([make_title(None, self._place)], id="title", classes="bar")
+        with Container(id="body"):
+            yield RunTable(id="runs")
+            with Container(id="selected"):
+                yield Lines(id="head")
+                with Container(id="charts"):
+                    yield CurveChart("loss", id="loss")
+                    with Container(id="side"):
+                        yield CurveChart("aux", id="aux")
+                        yield CurveChart("mfu %", id="speed")
+        yield Lines(id="empty")
+        yield Lines([make_keys(KEYS, "")], id="keys", classes="bar")
+
+    def show(self, snapshot: Snapshot, now: float) -> None:
+        """Show a snapshot."""
+        self.query_one("#title", Lines).show([make_title(snapshot, self._place)])
+        self.query_one("#keys", Lines).show([make_keys(KEYS, snapshot.trouble)])
+        self.set_class(not snapshot.runs, "-empty")
+        if not snapshot.runs:
+            self.query_one("#empty", Lines).show(list_empty_lines(snapshot.trouble))
+            return
+        table = self.query_one(RunTable)
+        table.show(snapshot.runs, now)
+        self._follow(table.run_id)
+        run = snapshot.find_run(table.run_id)
+        if run is not None:
+            self.query_one("#head", Lines).show(list_head_lines(run, now))
+        if snapshot.run_id == table.run_id:
+            self._show_curves(snapshot)
+
+    def on_run_table_selected(self, event: RunTable.Selected) -> None:
+        """Read the curves of the run that is under the cursor now."""
+        self._follow(event.run_id)
+
+    def _follow(self, run_id: str) -> None:
+        """Ask for another run's curves."""
+        if run_id != self._focus.run_id:
+            self._focus = Focus(run_id)
+            self.post_message(FocusMoved())
+
+    def _show_curves(self, snapshot: Snapshot) -> None:
+        """Hand the curves to the charts."""
+        has_mfu = bool(snapshot.curves.get("train/mfu"))
+        for name, group in (("loss", LOSS), ("aux", AUX), ("speed", MFU if has_mfu else SPEED)):
+            curves = make_curves(group, snapshot.curves)
+            self.query_one(f"#{name}", CurveChart).show(curves, Frame(title=group.title))
