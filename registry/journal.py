@@ -90,10 +90,18 @@ class JournalWriter:
                 raise
             self.lost += 1
             return self._end
-        if self._accepted:
-            self._append_or_keep(line)
-        else:
+        if not self._accepted:
             self._append_first(line)
+        elif self._rest or self._pending:
+            self._keep(line)
+            if time.monotonic() >= self._retry_at:
+                self._flush()
+        else:
+            rest = self._write(line)
+            if rest is line:
+                self._keep(line)
+            else:
+                self._rest = rest
         return self._end
 
     def retry(self) -> bool:
@@ -139,18 +147,6 @@ class JournalWriter:
         self._rest = b""
         self._end += written
         self._accepted = True
-
-    def _append_or_keep(self, line: bytes) -> None:
-        """Write a line, or keep it for later; order is kept either way."""
-        if not (self._rest or self._pending):
-            self._rest = self._write(line)
-            if self._rest == line:
-                self._rest = b""
-                self._keep(line)
-            return
-        self._keep(line)
-        if time.monotonic() >= self._retry_at:
-            self._flush()
 
     def _keep(self, line: bytes) -> None:
         """Hold a line in memory; past the bound the oldest is lost."""

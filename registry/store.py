@@ -7,7 +7,6 @@ process that looks folds in what is missing.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 import time
@@ -75,6 +74,7 @@ class Recorder:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._closed = False
+        self._started = False
         self._engine: Engine | None = None
         self._engine_file = 0  # inode, to notice that the registry was rebuilt
         self._folded = -1  # end of the journal at the last fold that succeeded
@@ -94,27 +94,25 @@ class Recorder:
             StoreUnavailable: the first event cannot be written. Later ones never raise.
             ValueError: the recorder is closed.
         """
-        if self._thread.ident is None:
+        if not self._started:
             self._check_first(event)
         with self._lock:
-            if self._closed:
-                raise ValueError(f"the recorder of {self._folder} is closed")
             self._journal.append(event)
-        if type(event) is Metrics:
-            self._step = event.step
-        elif type(event) is not Heartbeat:
+        kind = type(event)
+        if kind is Metrics:
+            self._step = event.step  # type: ignore[union-attr]
+        elif kind is not Heartbeat:
             self._wake.set()  # rare, and worth showing at once
-        if self._thread.ident is None:
+        if not self._started:
             self._start()
 
     def close(self) -> None:
         """Fold what is left and let go, within a bound; what remains is recovery's."""
         with self._lock:
-            if self._closed:
-                return
-            self._report_loss()
+            if not self._closed:
+                self._report_loss()
+                self._journal.close()
             self._closed = True
-            self._journal.close()
         self._stop.set()
         self._wake.set()
         if self._thread.ident is not None:
@@ -127,10 +125,14 @@ class Recorder:
 
     def _start(self) -> None:
         """Start the thread, once."""
-        with self._lock, contextlib.suppress(RuntimeError):  # no more threads: recovery folds
-            if self._thread.ident is None:
-                self._wake.set()
+        with self._lock:
+            if self._started:
+                return
+            self._started = True
+            try:
                 self._thread.start()
+            except RuntimeError as error:  # no more threads to be had: recovery folds
+                self.store_error = str(error)
 
     def _report_loss(self) -> None:
         """Leave a finding that says how many events are missing, if the disk takes it."""
