@@ -8,7 +8,6 @@ table on a terminal.
 
 from __future__ import annotations
 
-import json as stdlib_json
 import math
 import os
 import re
@@ -16,8 +15,6 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, TextIO
-
-from tsx.text import count_cells, pad
 
 MAX_LINE = 20_000  # characters of one line of text; what follows is cut and counted
 MAX_CELL = 200  # characters of one table cell
@@ -113,6 +110,8 @@ def error(message: str, *, next_command: str = "") -> None:
 
 def json(obj: object) -> None:
     """Write one strict JSON document to stdout: ASCII, non-finite values as strings."""
+    import json as stdlib_json
+
     _write(sys.stdout, stdlib_json.dumps(to_strict(obj), indent=2, allow_nan=False))
 
 
@@ -228,6 +227,8 @@ def _make_cell(cell: object, head: Column) -> Cell:
 
 def _align(heads: list[Column], rows: list[list[Cell]]) -> list[str]:
     """Return the table as aligned plain lines, two spaces between columns."""
+    from tsx.text import count_cells, pad
+
     lines = [[head.name for head in heads], *([str(cell.text) for cell in row] for row in rows)]
     widths = [max(count_cells(line[i]) for line in lines) for i in range(len(heads))]
     return [

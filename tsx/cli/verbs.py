@@ -9,8 +9,10 @@ verb imports only typer and the standard library; everything else inside the fun
 # ruff: noqa: ANN401 - typer keeps the types of its contexts and formatters private
 from __future__ import annotations
 
+import functools
 import importlib
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import typer
@@ -43,7 +45,31 @@ VERBS = (
 )
 
 
-class VerbCommand(TyperCommand):
+class _TrustDefaults:
+    """A command that takes the values nobody typed as they are.
+
+    typer coerces defaults as it does text, and imports pydantic for it: a third of the start of a
+    reading command. A default that is text (it may stand for a path) is still coerced.
+    """
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return all parameters, --help included, sparing untyped values the coercion."""
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if hasattr(param, "get_runtime_param") and "process_value" not in vars(param):
+                param.process_value = functools.partial(_process_value, param, param.process_value)
+        return params
+
+
+def _process_value(param: Any, coerce: Callable[..., Any], ctx: Any, value: Any) -> Any:
+    """Return the value of a parameter, coerced when somebody typed it."""
+    source = ctx.get_parameter_source(param.name)
+    if source is None or source.name != "DEFAULT" or param.required or isinstance(value, str):
+        return coerce(ctx, value)
+    return value if param.callback is None else param.callback(ctx, param, value)
+
+
+class VerbCommand(_TrustDefaults, TyperCommand):
     """A command that says so when a flag is given twice: the last one wins."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -63,7 +89,11 @@ class VerbCommand(TyperCommand):
             raise
 
 
-class VerbGroup(TyperGroup):
+class _Group(_TrustDefaults, TyperGroup):
+    """A verb with verbs of its own."""
+
+
+class VerbGroup(_Group):
     """The root command: names and summaries from the table, code on first use."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -103,6 +133,7 @@ def load_verb(name: str) -> Any:
         verb.command(name)(module.command)
     for info in verb.registered_commands:
         info.cls = VerbCommand
+    verb.info.cls = _Group
     verb.rich_markup_mode = None  # plain help: rich would double the start
     command = build_group(verb) if is_group else build_command(verb)
     command.name = name
