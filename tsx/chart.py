@@ -15,7 +15,7 @@ import math
 import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from tsx.axis import Axis, make_position_axis, make_value_axis
@@ -117,6 +117,13 @@ def draw(curves: Sequence[Curve], width: int, height: int, frame: Frame | None =
         raster.add(curve.xs, curve.ys, x_axis, y_axis)
     canvas.write_curves(rasters, y_axis)
     return canvas.finish(x_axis, y_axis)
+
+
+def share_ranges(curves: Sequence[Curve], frame: Frame) -> Frame:
+    """Return the frame with the ranges of all curves, for charts that are read side by side."""
+    x_range = frame.x_range or _find_x_range(curves)
+    y_range = frame.y_range or _find_y_range(curves, x_range, frame.log_y)
+    return replace(frame, x_range=x_range, y_range=y_range)
 
 
 def draw_sparkline(values: Sequence[float], width: int) -> str:

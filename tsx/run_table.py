@@ -45,17 +45,13 @@ def make_lines(runs: Sequence[RunRow], now: float, width: int | None) -> list[Li
     rows = [_make_cells(run, now) for run in runs]
     columns = [column for column in _COLUMNS if column.title != "tags" or any(r.tags for r in runs)]
     widths = {
-        column.title: max(
-            [count_cells(column.title), *(count_cells(r[column.title].text) for r in rows)]
-        )
-        for column in columns
+        title: max([count_cells(title), *(count_cells(row[title].text) for row in rows)])
+        for title in (column.title for column in columns)
     }
     if width is not None:
         columns = _narrow(columns, widths, width)
-    head = Line(
-        tuple(_list_pieces({c.title: Piece(c.title, "head") for c in columns}, columns, widths))
-    )
-    return [head, *(Line(tuple(_list_pieces(row, columns, widths))) for row in rows)]
+    head = {column.title: Piece(column.title, "head") for column in columns}
+    return [Line(tuple(_list_pieces(row, columns, widths))) for row in (head, *rows)]
 
 
 def _make_cells(run: RunRow, now: float) -> dict[str, Piece]:

@@ -96,7 +96,7 @@ def _format_change(delta: float | None, first: float | None) -> str:
         return ""
     if delta == 0:
         return "="
-    text = format_value(delta, 3)
+    text = format_value(delta)
     text = text if text.startswith("-") or text == "NaN" else f"+{text}"
     share = delta / abs(first) if first else float("inf")
     return f"{text} ({share:+.1%})" if abs(share) < 100 else text

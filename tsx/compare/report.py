@@ -6,9 +6,10 @@ at its minimum, one that improves upwards (speed) at its maximum; settings have 
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from registry.views import MetricSummary, RunDetail, RunRow
@@ -16,6 +17,7 @@ from tsx.compare.configdiff import Difference, find_differences
 from tsx.compare.direction import Direction, find_best, find_direction
 from tsx.compare.guards import differs_in_tokens, is_per_token, list_warnings
 from tsx.curve_groups import group_keys
+from tsx.errors import TsxError
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,26 @@ def compare(details: Sequence[RunDetail]) -> Report:
         metrics=tuple(_make_row(key, details) for key in ordered if key not in withheld),
         withheld=tuple(withheld),
     )
+
+
+def select_keys(report: Report, keys: tuple[str, ...]) -> Report:
+    """Return the report with these metrics only, or as it is when there are no keys.
+
+    Raises:
+        TsxError: no run has the metric, or these runs must not be compared by it.
+    """
+    rows = {row.key: row for row in report.metrics}
+    for key in keys:
+        if key in report.withheld:
+            raise TsxError(
+                f"{key} means something else for each patch length, so it is not compared",
+                next_command="--key val/mse_h1",
+            )
+        if key not in rows:
+            near = difflib.get_close_matches(key, rows, n=3, cutoff=0.4)
+            hint = f"; nearest: {', '.join(near)}" if near else ""
+            raise TsxError(f"none of the runs has a metric {key!r}{hint}", next_command="tsx runs")
+    return replace(report, metrics=tuple(rows[key] for key in keys)) if keys else report
 
 
 def find_delta(values: Sequence[float | None], index: int) -> float | None:
