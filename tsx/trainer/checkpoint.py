@@ -118,7 +118,8 @@ class CheckpointFolder:
                 OPTIMIZER: _write_tensors(draft / OPTIMIZER, optimizer),
             }
             text = msgspec.json.encode(msgspec.structs.replace(state, files=marks))
-            _write_bytes(draft / STATE, msgspec.json.format(text))
+            text = msgspec.json.format(text)
+            _write_bytes(draft / STATE, text)
             _flush_folder(draft)
             _publish(draft, final)
         except (OSError, SafetensorError) as error:

@@ -24,6 +24,7 @@ class Saver:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._tried_step: int | None = None
 
     def save(self, score: Mapping[str, float]) -> None:
         """Write the checkpoint of the current step, once.
@@ -32,8 +33,9 @@ class Saver:
             score: what validation gave at this very step; {} where it did not run.
         """
         session, progress = self._session, self._session.progress
-        if progress.saved_step == progress.step:
+        if progress.step in (progress.saved_step, self._tried_step):
             return
+        self._tried_step = progress.step
         best = _pick_best(progress.best, progress.step, score.get("pred"))
         try:
             size = session.checkpoints.write(
