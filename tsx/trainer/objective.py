@@ -5,7 +5,8 @@ in a full one. Here the labels of the whole step are counted first, per horizon,
 micro-batch divides by that: n micro-batches give the gradient of one batch n times as large. The
 load-balancing loss is no sum over tokens; it is the mean of the micro-batches' values.
 
-Shapes: B windows, C points of the context, P points per token, O horizons, L layers, E experts.
+Shapes: B windows, C points of the context, P points per token, T tokens, O horizons, L layers,
+E experts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from tsx.config import ModelConfig, Precision
 from tsx.data.windows import Batch
 from tsx.model.forecaster import Forecast, Forecaster
-from tsx.model.losses import forecast_loss
+from tsx.model.losses import Losses, forecast_loss
 from tsx.model.router import RouterStats
 
 
@@ -37,13 +38,19 @@ class DeviceBatch:
 
 @dataclass(frozen=True, slots=True)
 class StepLoss:
-    """What one step came to; scalars on the device, nothing read yet."""
+    """What one step came to: tensors on the device, nothing read, nothing with a gradient.
+
+    Attributes:
+        pred: of the whole step, as one large batch would give it.
+        aux: mean over the micro-batches.
+        aux_L: the same by layer.
+        routing: of each micro-batch, each layer's statistics.
+    """
 
     pred: Tensor
     aux: Tensor
     aux_L: Tensor
-    load_LE: Tensor
-    entropy_L: Tensor
+    routing: tuple[tuple[RouterStats, ...], ...]
 
 
 def move_batch(batch: Batch, device: torch.device) -> DeviceBatch:
@@ -87,16 +94,13 @@ def count_labels(
 def accumulate_gradients(
     model: Forecaster, batches: Sequence[Batch], precision: Precision, device: torch.device
 ) -> StepLoss:
-    """Run forward and backward over the micro-batches of one step; gradients add up in `.grad`.
-
-    The returned values are of the whole step: `pred` is that of one large batch, router
-    statistics are means over the micro-batches.
-    """
+    """Run forward and backward over the micro-batches of one step; gradients add up in `.grad`."""
     config = model.config
     counts = count_labels([batch.target_mask_BC for batch in batches], config)
     counts_O = torch.from_numpy(np.maximum(counts, 1)).to(device)
     share = 1.0 / len(batches)
-    parts: list[StepLoss] = []
+    parts: list[Losses] = []
+    routing: list[tuple[RouterStats, ...]] = []
     for batch in batches:
         data = move_batch(batch, device)
         forecast = run_forward(model, data, precision)
@@ -104,33 +108,19 @@ def accumulate_gradients(
         # aux is a mean over the micro-batches, pred a sum: its divisor is the whole step's.
         loss = losses.pred + config.aux_loss_weight * share * losses.aux
         torch.autograd.backward(loss)
-        load_LE, entropy_L = _stack_routing(forecast.routing)
-        parts.append(
-            StepLoss(losses.pred.detach(), losses.aux.detach(), losses.aux_L, load_LE, entropy_L)
-        )
-    return _join(parts)
-
-
-def _stack_routing(routing: Sequence[RouterStats]) -> tuple[Tensor, Tensor]:
-    """Return load [L, E] and entropy [L] of a forward pass."""
-    with torch.no_grad():
-        return (
-            torch.stack([stats.load_E for stats in routing]),
-            torch.stack([stats.entropy for stats in routing]),
-        )
-
-
-def _join(parts: Sequence[StepLoss]) -> StepLoss:
-    """Return the step's values from those of its micro-batches."""
-    if len(parts) == 1:
-        return parts[0]
+        parts.append(losses)
+        routing.append(tuple(_detach(stats) for stats in forecast.routing))
     return StepLoss(
-        pred=torch.stack([part.pred for part in parts]).sum(),
-        aux=torch.stack([part.aux for part in parts]).mean(),
-        aux_L=torch.stack([part.aux_L for part in parts]).mean(0),
-        load_LE=torch.stack([part.load_LE for part in parts]).mean(0),
-        entropy_L=torch.stack([part.entropy_L for part in parts]).mean(0),
+        pred=torch.stack([losses.pred.detach() for losses in parts]).sum(),
+        aux=torch.stack([losses.aux.detach() for losses in parts]).mean(),
+        aux_L=torch.stack([losses.aux_L for losses in parts]).mean(0),
+        routing=tuple(routing),
     )
+
+
+def _detach(stats: RouterStats) -> RouterStats:
+    """Return the statistics without the graph they came from."""
+    return RouterStats(stats.load_E, stats.prob_E.detach(), stats.aux.detach())
 
 
 def read_router_metrics(loss: StepLoss) -> dict[str, float]:
@@ -138,12 +128,18 @@ def read_router_metrics(loss: StepLoss) -> dict[str, float]:
 
     Per layer: load of the busiest expert over the mean, entropy of the mean probabilities over
     ln E, load-balancing loss. Over the layers: the largest load, the smallest entropy and the
-    share of experts without a single token.
+    share of experts without a single token. Loads and probabilities are means over the
+    micro-batches first.
     """
-    num_experts = loss.load_LE.shape[1]
-    load_L = loss.load_LE.amax(1) * num_experts
-    idle_L = (loss.load_LE == 0).float().mean(1)
-    rows = torch.stack([load_L, loss.entropy_L, loss.aux_L, idle_L]).tolist()
+    layers = [_average(stats) for stats in zip(*loss.routing, strict=True)]
+    rows = torch.stack(
+        [
+            torch.stack([stats.load_max_over_mean for stats in layers]),
+            torch.stack([stats.entropy for stats in layers]),
+            loss.aux_L,
+            torch.stack([(stats.load_E == 0).float().mean() for stats in layers]),
+        ]
+    ).tolist()
     values = {
         "router/load_max_over_mean": max(rows[0]),
         "router/entropy": min(rows[1]),
@@ -154,3 +150,11 @@ def read_router_metrics(loss: StepLoss) -> dict[str, float]:
         values[f"router/layer{layer}/entropy"] = entropy
         values[f"router/layer{layer}/aux"] = aux
     return values
+
+
+def _average(parts: Sequence[RouterStats]) -> RouterStats:
+    """Return one layer's statistics over the micro-batches of a step."""
+    if len(parts) == 1:
+        return parts[0]
+    load_E, prob_E, aux = (torch.stack(values).mean(0) for values in zip(*parts, strict=True))
+    return RouterStats(load_E, prob_E, aux)

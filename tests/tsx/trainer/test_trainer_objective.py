@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from tsx.config import Precision, decode
 from tsx.data.windows import Batch
 from tsx.model.forecaster import build_forecaster
+from tsx.model.router import RouterStats
 from tsx.trainer.objective import accumulate_gradients, count_labels, read_router_metrics
 
 pytestmark = pytest.mark.trainer
@@ -124,9 +126,31 @@ def test_router_metrics_of_a_collapsed_layer():
     model = build_forecaster(config, seed=0)
     loss = accumulate_gradients(model, [make_batch([13, 13])], Precision.FP32, CPU)
     loads = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
-    values = read_router_metrics(type(loss)(loss.pred, loss.aux, loss.aux_L, loads, loss.entropy_L))
+    flat = torch.full((4,), 0.25)
+    routing = tuple(RouterStats(load_E, flat, torch.tensor(1.0)) for load_E in loads)
+    values = read_router_metrics(dataclasses.replace(loss, routing=(routing,)))
     assert values["router/layer0/load_max_over_mean"] == 2.0
     assert values["router/layer1/load_max_over_mean"] == 1.0
     assert values["router/load_max_over_mean"] == 2.0
     assert values["router/idle_experts_frac"] == 0.25
     assert values["router/layer1/aux"] == pytest.approx(loss.aux_L[1].item())
+    assert values["router/layer0/entropy"] == pytest.approx(1.0)
+
+
+def test_router_metrics_average_the_micro_batches():
+    # Two micro-batches that collapse onto different experts: together half the experts are busy.
+    model = build_forecaster(make_config(), seed=0)
+    loss = accumulate_gradients(model, [make_batch([13, 13])], Precision.FP32, CPU)
+    one, other = torch.eye(4)[:2]
+    parts = tuple((RouterStats(x, x, torch.tensor(4.0)),) * 2 for x in (one, other))
+    values = read_router_metrics(dataclasses.replace(loss, routing=parts))
+    assert values["router/load_max_over_mean"] == 2.0
+    assert values["router/entropy"] == pytest.approx(0.5)
+    assert values["router/idle_experts_frac"] == 0.5
+
+
+def test_what_is_kept_of_a_step_holds_no_graph():
+    model = build_forecaster(make_config(), seed=0)
+    loss = accumulate_gradients(model, [make_batch([13, 13])] * 2, Precision.FP32, CPU)
+    tensors = [loss.pred, loss.aux, loss.aux_L, *(t for p in loss.routing for s in p for t in s)]
+    assert not any(tensor.requires_grad for tensor in tensors)
