@@ -85,7 +85,7 @@ class CappedStream(io.TextIOBase):
 def redirect(redactor: Redactor) -> tuple[CappedStream, CappedStream]:
     """Put capped, redacting streams over this process's stdout and stderr."""
     streams = CappedStream(sys.stdout, redactor), CappedStream(sys.stderr, redactor)
-    sys.stdout, sys.stderr = streams  # type: ignore[assignment]
+    sys.stdout, sys.stderr = streams
     return streams
 
 

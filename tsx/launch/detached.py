@@ -80,7 +80,8 @@ def start_detached(plans: Sequence[RunPlan], provenance: Provenance, home: Path,
             stderr=stream,
             start_new_session=True,
         )
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     handover = Handover(str(home), url, msgspec.Raw(encode_plans(plans)), asdict(provenance))
     process.stdin.write(msgspec.json.encode(handover))
     process.stdin.close()

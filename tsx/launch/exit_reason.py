@@ -1,4 +1,4 @@
-"""Why a training process is gone: from its exit status, and from evidence where that says too little.
+"""Why a training process is gone: from its exit status, and from evidence where that is too little.
 
 A SIGKILL counts as `oom` only on evidence: the kernel's out-of-memory counter of the process's
 cgroup went up, or the process had grown to most of the machine's memory. Otherwise it is `killed`.

@@ -82,7 +82,7 @@ def _spawn(order: Order, out: IO[bytes], err: IO[bytes]) -> subprocess.Popen[byt
 
 def _memory_limit_bytes() -> int:
     """Return the machine's memory, or the cgroup's limit where that is less."""
-    total = psutil.virtual_memory().total
+    total = int(psutil.virtual_memory().total)
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
     except OSError:

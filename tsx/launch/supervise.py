@@ -17,10 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from registry.captured import read_output
 from registry.events import Event, RunEnded, RunStarted
 from registry.journal import iter_events
 from registry.liveness import LockHeld, RunLock
-from registry.captured import read_output
 from registry.store import Recorder
 from tsx import config as configs
 from tsx.config import RunConfig
@@ -178,7 +178,7 @@ class Supervisor:
                 break
             self._observer.tick()
             time.sleep(POLL_S)
-        return ended and Ending(ended.status, ended.reason, ended.exit_code)
+        return None if ended is None else Ending(ended.status, ended.reason, ended.exit_code)
 
     def _record_end(self, folder: Path) -> Ending:
         """Write the end that a dead process could not write."""

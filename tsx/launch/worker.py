@@ -21,10 +21,10 @@ from typing import Any
 
 import msgspec
 
+from registry.captured import read_output
 from registry.events import Event, EventSink, RunEnded, Status
 from registry.journal import encode
 from registry.liveness import RunLock
-from registry.captured import read_output
 from registry.redact import Redactor
 from registry.store import Recorder
 from tsx import config as configs
@@ -104,7 +104,7 @@ def main() -> int:
     folder = Path(order.folder)
     lock = RunLock.from_fd(order.lock_fd)
     redactor = Redactor.from_environ(os.environ)
-    faulthandler.enable(file=sys.__stderr__)
+    faulthandler.enable(file=2)
     streams = redirect(redactor)
     sink = StepWatch(Recorder(folder, order.url))
     ending = _train(order, sink, stop)
