@@ -32,8 +32,8 @@ class Tick(NamedTuple):
 class Axis:
     """A range of values on `dots` dots. `low` and `high` are its outer edges, projected.
 
-    Values are projected first (see `project`): the logarithm on a log axis, a power of two times
-    the value where the range would overflow.
+    Values are projected first (see `project`): the logarithm on a log axis, a power of ten
+    times the value where the range would overflow.
     """
 
     low: float
@@ -116,8 +116,8 @@ def _project(value: float, log: bool, scale: float) -> float:
 
 
 def _find_scale(low: float, high: float) -> float:
-    """Return the power of two that keeps the span and the ticks of low..high finite."""
-    return 2.0**-64 if max(abs(low), abs(high)) > _HUGE else 1.0
+    """Return the power of ten that keeps the span and the ticks of low..high finite."""
+    return 1e-20 if max(abs(low), abs(high)) > _HUGE else 1.0
 
 
 def _widen(low: float, high: float) -> tuple[float, float]:
@@ -196,17 +196,16 @@ def _make_log_axis(low: float, high: float, rows: int) -> Axis:
 def _list_log_candidates(low: float, high: float) -> list[list[float]]:
     """Return lists of tick values from the roundest to the finest."""
     first, last = math.ceil(low - 1e-9), math.floor(high + 1e-9)
-    decades = range(math.floor(low), math.ceil(high) + 1)
+    decades = range(max(math.floor(low), -307), min(math.ceil(high), 307) + 1)
     stride = max(1, (last - first) // 6)
-    bottom, top = 10.0 ** (low - 1e-9), 10.0 ** min(high + 1e-9, 308.25)
-    fine = _find_nice_step(bottom, top, 4)
-    lists = [
-        [10.0**e for e in range(first, last + 1, stride)],
-        [m * 10.0**e for e in decades if -308 < e < 308 for m in (1, 3)],
-        [m * 10.0**e for e in decades if -308 < e < 308 for m in (1, 2, 5)],
-        [fine * n for n in range(math.ceil(bottom / fine), math.floor(top / fine) + 1)],
-    ]
-    return [[value for value in values if bottom <= value <= top] for values in lists]
+    lists = [[10.0**e for e in decades if (e - first) % stride == 0]]
+    lists += [[m * 10.0**e for e in decades for m in marks] for marks in ((1, 3), (1, 2, 5))]
+    if high - low < 1 and -300 < low < high < 300:
+        bottom, top = 10.0**low, 10.0**high
+        fine = _find_nice_step(bottom, top, 4)
+        lists.append([fine * n for n in range(math.ceil(bottom / fine), int(top / fine) + 1)])
+    inside = low - 1e-9, high + 1e-9
+    return [[v for v in values if inside[0] <= math.log10(v) <= inside[1]] for values in lists]
 
 
 def _find_nice_step(low: float, high: float, count: int) -> float:

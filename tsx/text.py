@@ -56,7 +56,7 @@ def format_value(value: float | None, digits: int = 4) -> str:
         return "NaN"
     if math.isinf(value):
         return "Infinity" if value > 0 else "-Infinity"
-    size = abs(value)
+    size = abs(float(f"{value:.{digits}g}"))  # as it will be shown: 0.99999 is 1.000
     if size != 0 and (size < 10 ** (1 - digits) or size >= 1e9):
         return f"{value:.{digits - 2}e}"
     if size >= 10**digits:

@@ -17,9 +17,10 @@ def command() -> None:
     from tsx.cli import output
     from tsx.errors import ConfigError
 
-    if not (output.is_terminal(sys.stdin) and output.is_terminal(sys.stdout)):
+    # Keys come from stdin; Textual draws on stderr; stdout is where a person looks.
+    if not all(output.is_terminal(stream) for stream in (sys.stdin, sys.stdout, sys.stderr)):
         raise ConfigError(
-            "the dashboard needs a terminal on stdin and stdout", next_command="tsx runs"
+            "the dashboard needs a terminal on stdin, stdout and stderr", next_command="tsx runs"
         )
     from registry.connection import find_home, find_url
     from tsx.dashboard.app import DashboardApp

@@ -31,7 +31,7 @@ class CurveChart(Widget):
     def __init__(self, title: str = "", *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._curves: tuple[Curve, ...] = ()
-        self._frame = Frame(title=title)
+        self._frame = Frame(title=title, empty_text="")  # until something was read
         self._chart: Chart | None = None
 
     def show(self, curves: Sequence[Curve], frame: Frame) -> None:
