@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import warnings
 from pathlib import Path
@@ -32,6 +33,9 @@ _NETWORK_TYPES = frozenset(
         *("webdav", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse"),
     ]
 )
+
+
+_UNPARSED_PASSWORD = re.compile(r":(?!//).*@", re.DOTALL)
 
 
 class RegistryWarning(UserWarning):
@@ -65,7 +69,8 @@ def parse_url(url: str) -> URL:
     Raises:
         StoreUnavailable: not an SQLAlchemy URL, or one that no other process could read.
     """
-    shown = Redactor.from_environ(os.environ).text(url)
+    # In a malformed URL the password may be anywhere between the first colon and the last "@".
+    shown = _UNPARSED_PASSWORD.sub(":[redacted]@", Redactor.from_environ(os.environ).text(url))
     example = "TSX_REGISTRY=sqlite:////absolute/path/registry.db"
     try:
         parsed = make_url(url)
@@ -314,7 +319,8 @@ def _set_journal_mode(engine: Engine, path: Path) -> None:
     raw = engine.raw_connection()
     try:
         cursor = raw.cursor()
-        if cursor.execute("PRAGMA journal_mode").fetchone()[0] == wanted:
+        new = cursor.execute("PRAGMA page_count").fetchone()[0] == 0
+        if cursor.execute("PRAGMA journal_mode").fetchone()[0] == wanted and not new:
             return
         # An application id says the file is ours before its mode is changed.
         if cursor.execute("PRAGMA application_id").fetchone()[0] not in (0, schema.APPLICATION_ID):

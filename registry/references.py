@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from registry.errors import UnknownRun
 from registry.schema import runs
@@ -13,6 +13,7 @@ from registry.schema import runs
 _POSITION = re.compile(r"@(?:last|-(\d{1,9}))")
 _CONSIDERED = 1000  # newest runs among which near names are looked for
 _SHOWN = 3
+_MAX_ID_LEN = 64  # of runs.id
 
 
 def find_key(connection: Connection, reference: str) -> int:
@@ -27,10 +28,10 @@ def find_key(connection: Connection, reference: str) -> int:
         return int(key)
     newest = (runs.c.created.desc(), runs.c.key.desc())
     prefixed: list[tuple[int, str]] = []
-    if reference:
-        query = select(runs.c.key, runs.c.id).where(
-            runs.c.id.startswith(reference, autoescape=True)
-        )
+    if 0 < len(reference) <= _MAX_ID_LEN:
+        # Not LIKE: it ignores case, and has a limit on its pattern.
+        begins = func.substr(runs.c.id, 1, len(reference)) == reference
+        query = select(runs.c.key, runs.c.id).where(begins)
         prefixed = [(row[0], row[1]) for row in connection.execute(query.order_by(*newest))]
     if len(prefixed) == 1:
         return int(prefixed[0][0])
@@ -47,7 +48,7 @@ def find_key(connection: Connection, reference: str) -> int:
     if prefixed:
         ids = tuple(row[1] for row in prefixed)
         raise UnknownRun(
-            f"{len(ids)} runs begin with {reference!r}: {', '.join(ids[:_SHOWN])}"
+            f"{len(ids)} runs begin with {_quote(reference)}: {', '.join(ids[:_SHOWN])}"
             + (", ..." if len(ids) > _SHOWN else ""),
             reference=reference,
             nearest=ids[:_SHOWN],
@@ -60,12 +61,17 @@ def unknown(connection: Connection, reference: str) -> UnknownRun:
     query = select(runs.c.id, runs.c.name).order_by(runs.c.created.desc(), runs.c.key.desc())
     known = connection.execute(query.limit(_CONSIDERED)).all()
     if not known:
-        return UnknownRun(f"no run {reference!r}: the registry has none", reference=reference)
+        return UnknownRun(f"no run {_quote(reference)}: the registry has none", reference=reference)
     names = list(dict.fromkeys(text for row in known for text in (row[1], row[0])))
     nearest = difflib.get_close_matches(reference[:200], names, n=_SHOWN, cutoff=0.5)
     hint = f"; nearest: {', '.join(nearest)}" if nearest else f"; the newest is {known[0][0]}"
     return UnknownRun(
-        f"no run {reference!r}{hint}",
+        f"no run {_quote(reference)}{hint}",
         reference=reference,
         nearest=tuple(nearest) or (known[0][0],),
     )
+
+
+def _quote(reference: str) -> str:
+    """Return what the user typed, in quotes and at a readable length."""
+    return repr(reference if len(reference) <= 100 else reference[:100] + "...")

@@ -35,7 +35,7 @@ alembic_metadata = MetaData()  # Alembic owns this table; it is declared to be r
 alembic_version = Table(
     "alembic_version",
     alembic_metadata,
-    Column("version_num", String(32), nullable=False),
+    Column("version_num", String(32), nullable=False),  # revision of the schema
     PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
 
@@ -50,8 +50,8 @@ runs = Table(
     metadata,
     Column("key", Integer, nullable=False),  # small number that other tables refer to
     Column("id", String(64), nullable=False),  # name of the run's folder, 8 of [a-z0-9]
-    Column("name", Text, nullable=False),
-    Column("recipe", Text, nullable=False),
+    Column("name", Text, nullable=False),  # as given, or made from the recipe
+    Column("recipe", Text, nullable=False),  # name or path; empty for a run without one
     Column("status", String(16), nullable=False),  # registry.events.Status
     Column("reason", Text, nullable=False),  # one line; empty while all is well
     Column("created", Double, nullable=False),  # UTC seconds since the epoch
@@ -59,14 +59,14 @@ runs = Table(
     Column("heartbeat", Double, nullable=False),  # UTC seconds of the newest event folded in
     Column("step", BigInteger, nullable=False),  # optimizer steps done
     Column("steps", BigInteger, nullable=False),  # optimizer steps planned
-    Column("note", Text, nullable=False),
+    Column("note", Text, nullable=False),  # free text of the user
     Column("parent", Text, nullable=False),  # id of the sweep; empty for a single run
-    Column("seed", BigInteger, nullable=False),
-    Column("smoke", Boolean, nullable=False),
+    Column("seed", BigInteger, nullable=False),  # of every random choice of the run
+    Column("smoke", Boolean, nullable=False),  # shrunk to a minute
     Column("device", Text, nullable=False),  # "cpu", "cuda:0"; empty until it is known
     Column("precision", Text, nullable=False),  # "fp32" or "bf16"; empty until it is known
     Column("data_source", Text, nullable=False),  # "demo", "time300b" or a path
-    Column("host", Text, nullable=False),
+    Column("host", Text, nullable=False),  # name of the machine that trains
     Column("pid", BigInteger, nullable=False),  # of the process that trains; 0 is unknown
     Column("config", Text, nullable=False),  # JSON object, resolved config
     Column("environment", Text, nullable=False),  # JSON object, the rest of RunStarted, RunPrepared
@@ -87,7 +87,7 @@ tags = Table(
     metadata,
     _run_column(),
     Column("position", Integer, nullable=False),  # order in which they were given, from 0
-    Column("tag", Text, nullable=False),
+    Column("tag", Text, nullable=False),  # as given
     PrimaryKeyConstraint("run", "position", name="tags_pk"),
     sqlite_with_rowid=False,
 )
@@ -95,7 +95,7 @@ tags = Table(
 metric_keys = Table(
     "metric_keys",
     metadata,
-    Column("id", Integer, nullable=False),
+    Column("id", Integer, nullable=False),  # small number that metrics and summaries refer to
     Column("key", Text, nullable=False),  # "train/loss"
     PrimaryKeyConstraint("id", name="metric_keys_pk"),
     UniqueConstraint("key", name="metric_keys_key_unique"),
@@ -139,16 +139,16 @@ findings = Table(
     _run_column(),
     Column("digest", String(32), nullable=False),  # of kind, module, op, where and cause
     Column("seq", BigInteger, nullable=False),  # line of the journal that had it first
-    Column("kind", Text, nullable=False),
+    Column("kind", Text, nullable=False),  # "nan-origin", "config-lint"
     Column("severity", String(16), nullable=False),  # registry.events.Severity
     Column("step", BigInteger, nullable=False),  # first optimizer step that showed it
-    Column("phase", Text, nullable=False),
-    Column("module", Text, nullable=False),
-    Column("op", Text, nullable=False),
+    Column("phase", Text, nullable=False),  # "data", "forward", "backward", ...
+    Column("module", Text, nullable=False),  # dotted module or config path
+    Column("op", Text, nullable=False),  # operation; empty where none is known
     Column("where", Text, nullable=False),  # "file.py:123"
-    Column("cause", Text, nullable=False),
+    Column("cause", Text, nullable=False),  # one sentence: the true cause
     Column("evidence", Text, nullable=False),  # JSON object, of the first time
-    Column("fix", Text, nullable=False),
+    Column("fix", Text, nullable=False),  # one sentence: what to do
     Column("count", BigInteger, nullable=False),  # times seen
     Column("time", Double, nullable=False),  # UTC seconds since the epoch, of the first time
     PrimaryKeyConstraint("run", "digest", name="findings_pk"),
@@ -160,10 +160,10 @@ artifacts = Table(
     _run_column(),
     Column("digest", String(32), nullable=False),  # of the path: a file written again is one row
     Column("seq", BigInteger, nullable=False),  # line of the journal that had it last
-    Column("kind", Text, nullable=False),
+    Column("kind", Text, nullable=False),  # "checkpoint", "trace", "batch"
     Column("path", Text, nullable=False),  # relative to the run's folder
     Column("step", BigInteger, nullable=False),  # optimizer steps done
-    Column("size_bytes", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),  # bytes
     Column("metadata", Text, nullable=False),  # JSON object
     Column("time", Double, nullable=False),  # UTC seconds since the epoch
     PrimaryKeyConstraint("run", "digest", name="artifacts_pk"),
