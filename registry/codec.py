@@ -8,6 +8,7 @@ numbers, and are on the training loop's path).
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import os
@@ -22,6 +23,7 @@ from registry.redact import Redactor
 
 MAX_LINE_BYTES = 16 * 1024 * 1024  # a longer line is damage, not an event
 _MAX_DEPTH = 100
+_MAX_ITEMS = 100_000  # of one list or dict; more is left out
 _INT64 = range(-(2**63), 2**63)
 
 _encoder = msgspec.json.Encoder()
@@ -53,7 +55,7 @@ def encode(event: Event) -> bytes:
         values = {str(key): _number(value) for key, value in event.values.items()}
         event = msgspec.structs.replace(event, values=values)
     try:
-        line = _encoder.encode(strict(_redact(event))) + b"\n"
+        line = _encoder.encode(_redact(event)) + b"\n"
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise LineError(f"{type(event).__name__} cannot be written as JSON: {error}") from error
     if len(line) > MAX_LINE_BYTES:
@@ -116,7 +118,10 @@ def restore_floats(data: Any) -> Any:
 
 
 def strict(data: Any, depth: int = _MAX_DEPTH) -> Any:
-    """Return `data` as what strict JSON can hold: non-finite floats and unknown things as text."""
+    """Return `data` as what strict JSON can hold: non-finite floats and unknown things as text.
+
+    Depth and the number of items are bounded: what a diagnostic collects must not stop a run.
+    """
     if data is None or isinstance(data, bool):
         return data
     if isinstance(data, str):
@@ -131,9 +136,10 @@ def strict(data: Any, depth: int = _MAX_DEPTH) -> Any:
         tag = {"type": data.__struct_config__.tag} if data.__struct_config__.tag else {}
         return tag | {key: strict(getattr(data, key), depth - 1) for key in data.__struct_fields__}
     if isinstance(data, Mapping):
-        return {strict(str(key)): strict(value, depth - 1) for key, value in data.items()}
+        some = itertools.islice(data.items(), _MAX_ITEMS)
+        return {strict(str(key)): strict(value, depth - 1) for key, value in some}
     if isinstance(data, list | tuple | set | frozenset):
-        return [strict(item, depth - 1) for item in data]
+        return [strict(item, depth - 1) for item in itertools.islice(data, _MAX_ITEMS)]
     return _foreign(data)
 
 
@@ -167,15 +173,15 @@ def _number(value: Any) -> float:
 
 
 def _redact(event: Event) -> Any:
-    """Return the event with every text in it redacted, as plain data where it had any."""
+    """Return the event as strict plain data with every text in it redacted."""
+    plain: dict[str, Any] = strict(event)
     if isinstance(event, Metrics | Heartbeat):
-        return event
+        return plain
     redactor = Redactor.from_environ(os.environ)
-    plain: dict[str, Any] = {"type": event.__struct_config__.tag}
-    for field in event.__struct_fields__:
-        value = getattr(event, field)
-        plain[field] = redactor.argv(value) if field == "command" else redactor.data(value)
-    return plain
+    return {
+        field: redactor.argv(value) if field == "command" else redactor.data(value)
+        for field, value in plain.items()
+    }
 
 
 def _restore(raw: Any) -> Any:

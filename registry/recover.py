@@ -24,6 +24,7 @@ from registry.errors import StoreError, StoreLocked, StoreUnavailable
 from registry.events import RunEnded, Status
 from registry.faults import explained, get_path, is_sqlite, show
 from registry.journal import JOURNAL_NAME, JournalWriter, iter_lines
+from registry.link import Link
 from registry.liveness import LockHeld, RunLock, is_alive, is_locked, seems_alive
 from registry.schema import runs
 from registry.store import ingest
@@ -61,8 +62,7 @@ def recover(home: Path, url: str) -> tuple[str, ...]:
     Raises:
         StoreNewer, StoreOutdated, StoreCorrupt, StoreUnavailable: the registry cannot be read.
     """
-    parsed = parse_url(url)
-    known = _read_runs(url, parsed)
+    known = _read_runs(parse_url(url))
     folders = _list_folders(home)
     behind = _find_behind(known, folders)
     vanished = [
@@ -109,19 +109,14 @@ def rebuild(home: Path, url: str) -> RebuildReport:
     return RebuildReport(**report, kept=kept)
 
 
-def _read_runs(url: str, parsed: URL) -> dict[str, RowMapping]:
+def _read_runs(url: URL) -> dict[str, RowMapping]:
     """Return what the database knows of every run, by id; nothing where there is no database."""
-    if is_sqlite(parsed):
-        path = get_path(parsed)
-        if not path.exists() or path.stat().st_size == 0:
-            return {}
-    with explained(parsed):
-        engine = open_engine(url, readonly=True, timeout_s=_LOOK_S)
-        try:
-            with engine.connect() as connection:
-                found = connection.execute(select(*_COLUMNS)).mappings().all()
-        finally:
-            engine.dispose()
+    link = Link(url)
+    try:
+        with link.snapshot() as connection:
+            found = connection.execute(select(*_COLUMNS)).mappings().all()
+    finally:
+        link.close()
     return {row["id"]: row for row in found}
 
 
@@ -239,7 +234,10 @@ def _end(folder: Path, row: RowMapping) -> bool:
 def _explain(row: RowMapping) -> str:
     """Return one line that says how a run without an end has ended."""
     if row["pid"] <= 0:
-        return "its process never started, or the machine stopped before it did"
+        return (
+            "its process is gone (killed, or the machine stopped) before it trained, "
+            f"at step {row['step']}"
+        )
     return f"process {row['pid']} is gone (killed, or the machine stopped) after step {row['step']}"
 
 

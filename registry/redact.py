@@ -17,6 +17,7 @@ from typing import Any
 
 REDACTED = "[redacted]"
 _MIN_SECRET_LEN = 6
+_MAX_TEXT_LEN = 1024 * 1024  # characters; logging must not wait for a search through more
 _MAX_DEPTH = 64  # nobody nests a config deeper; recursion stays bounded
 
 _VARIABLE = re.compile(
@@ -27,6 +28,7 @@ _NAME = (
     r"(?:[A-Za-z0-9_.\-]*[A-Za-z0-9][_\-.]?KEY"
     r"|[A-Za-z0-9_.\-]*(?:TOKEN|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?))"
 )
+_WORDS = ("token", "key", "secret", "password", "passwd", "passphrase", "credential")
 _SENSITIVE_NAME = re.compile(rf"-{{0,2}}{_NAME}", re.IGNORECASE)
 _COUNTABLE_NAME = re.compile(r".*(?:TOKEN|KEY)", re.IGNORECASE | re.DOTALL)
 _NUMBER = re.compile(r"[-+]?[\d.,_]+(?:e[-+]?\d+)?%?", re.IGNORECASE)
@@ -74,7 +76,10 @@ class Redactor:
         return cls(found)
 
     def text(self, text: str) -> str:
-        """Return `text` without secrets."""
+        """Return `text` without secrets; what is beyond 1 MiB of it is cut off."""
+        if len(text) > _MAX_TEXT_LEN:
+            left_out = len(text) - _MAX_TEXT_LEN
+            text = f"{text[:_MAX_TEXT_LEN]}[{left_out} characters left out]"
         if self._secrets is not None:
             text = self._secrets.sub(REDACTED, text)
         if "PRIVATE KEY" in text:
@@ -83,8 +88,11 @@ class Redactor:
             text = _URL_PASSWORD.sub(rf"\g<head>{REDACTED}@", text)
         text = _KNOWN_TOKEN.sub(REDACTED, text)
         text = _BEARER.sub(rf"\g<head>{REDACTED}", text)
-        text = _ASSIGNMENT.sub(_keep_quotes, text)
-        return _FLAG.sub(_keep_quotes, text)
+        lowered = text.lower()
+        if any(word in lowered for word in _WORDS):  # far cheaper than the searches it spares
+            text = _ASSIGNMENT.sub(_keep_quotes, text)
+            text = _FLAG.sub(_keep_quotes, text)
+        return text
 
     def argv(self, arguments: Iterable[str]) -> list[str]:
         """Return a command line without secrets, one argument for one argument."""

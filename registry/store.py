@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from sqlalchemy.engine import URL
 
 from registry.connection import open_engine, parse_url
-from registry.errors import StoreError, StoreUnavailable
+from registry.errors import StoreCorrupt, StoreError, StoreNewer, StoreUnavailable
 from registry.events import Event, Finding, Heartbeat, Metrics, RunStarted, Severity
 from registry.faults import explain, explained, get_path, is_sqlite
 from registry.fold import fold_batch
@@ -161,7 +161,7 @@ class Recorder:
         self._drop_engine()
 
     def _try_fold(self, *, deadline: float) -> bool:
-        """Fold what is new; return whether the database has it all."""
+        """Fold what is new; return whether there is no more to do here."""
         if self._journal.fault:
             with self._lock:
                 self._journal.retry()
@@ -175,9 +175,11 @@ class Recorder:
                     return False
         except Exception as error:  # nothing the database does may stop the training
             known = isinstance(error, StoreError)
-            self.store_error = str(error if known else explain(error, self._parsed))
+            fault = error if known else explain(error, self._parsed)
+            self.store_error = str(fault)
             self._drop_engine()
-            return False
+            # Waiting mends a lock or a full disk; a broken registry needs its user.
+            return self._stop.is_set() and isinstance(fault, StoreCorrupt | StoreNewer)
         self.store_error = None
         self._folded = end
         return True

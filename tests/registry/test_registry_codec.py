@@ -110,8 +110,16 @@ def test_unknown_fields_of_a_newer_version_are_ignored():
 
 
 def test_an_event_too_long_for_a_line():
+    evidence = {str(number): "x" * 1_000_000 for number in range(20)}
     with pytest.raises(LineError, match="bytes"):
-        encode(Output(time=1.0, stream="stdout", text="x" * MAX_LINE_BYTES))
+        encode(Finding(time=1.0, kind="k", severity=Severity.INFO, evidence=evidence))
+
+
+def test_what_one_event_may_hold_is_bounded():
+    evidence = {"list": [1.0] * 1_000_000, "text": "x" * 5_000_000}
+    found = decode(encode(Finding(time=1.0, kind="k", severity=Severity.INFO, evidence=evidence)))
+    assert len(found.evidence["list"]) == 100_000
+    assert found.evidence["text"].endswith("characters left out]")
 
 
 def test_json_text_is_strict_and_total():

@@ -340,7 +340,7 @@ def test_a_failed_batch_leaves_mark_and_rows_together(engine, reader, write_run,
 def test_a_point_costs_at_most_forty_bytes(engine, write_run, home):
     keys = [f"group{number % 5}/metric{number}" for number in range(60)]
     events = [
-        Metrics(time=1000.0 + step, step=step * 10, values={key: step * 0.123 for key in keys})
+        Metrics(time=1000.0 + step, step=step * 10, values=dict.fromkeys(keys, step * 0.123))
         for step in range(1, 400)
     ]
     ingest(engine, write_run(steps=0, events=events))
