@@ -162,18 +162,18 @@ def _temperature(rng: np.random.Generator, count: int, points: int) -> Floats:
 def _visits(rng: np.random.Generator, count: int, points: int) -> Floats:
     """Daily counts: a week, growth, a burst now and then."""
     time_T = np.arange(points, dtype=float)
-    week = 1 + _each(rng, count, 0.2, 0.6) * _wave(time_T, 7, _each(rng, count, 0, 1))
+    week = 1 + _each(rng, count, 0.3, 0.7) * _wave(time_T, 7, _each(rng, count, 0, 1))
     growth = np.exp(_each(rng, count, -0.5, 1.0) * time_T / points)
-    burst = np.where(rng.random((count, points)) < 0.005, 3.0, 1.0)
-    return rng.poisson(_each(rng, count, 20, 400) * week * growth * burst).astype(float)
+    burst = np.where(rng.random((count, points)) < 0.005, 2.0, 1.0)
+    return rng.poisson(_each(rng, count, 100, 2000) * week * growth * burst).astype(float)
 
 
 def _intermittent(rng: np.random.Generator, count: int, points: int) -> Floats:
     """Daily sales of slow goods: mostly none, a few at a time, more at the week's end."""
     time_T = np.arange(points, dtype=float)
-    chance = _each(rng, count, 0.1, 0.35) * (1 + 0.7 * _wave(time_T, 7, _each(rng, count, 0, 1)))
+    chance = _each(rng, count, 0.15, 0.4) * (1 + 0.95 * _wave(time_T, 7, _each(rng, count, 0, 1)))
     sold = rng.random((count, points)) < chance
-    return np.where(sold, 1.0 + rng.poisson(_each(rng, count, 0.5, 6), (count, points)), 0.0)
+    return np.where(sold, 1.0 + rng.poisson(_each(rng, count, 0.5, 3), (count, points)), 0.0)
 
 
 def _admissions(rng: np.random.Generator, count: int, points: int) -> Floats:
@@ -181,7 +181,7 @@ def _admissions(rng: np.random.Generator, count: int, points: int) -> Floats:
     day_T = np.arange(points)
     weekday = np.where((day_T + rng.integers(0, 7, (count, 1))) % 7 < 5, 1.0, 0.45)
     winter = 1 + 0.35 * _wave(day_T.astype(float), 365.25, _each(rng, count, 0, 1))
-    return rng.poisson(_each(rng, count, 8, 90) * weekday * winter).astype(float)
+    return rng.poisson(_each(rng, count, 30, 200) * weekday * winter).astype(float)
 
 
 def _prices(rng: np.random.Generator, count: int, points: int) -> Floats:
