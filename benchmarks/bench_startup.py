@@ -84,6 +84,14 @@ def record_runs(home: Path) -> None:
         recorder.close()
 
 
+def make_environ(folder: Path, home: Path) -> dict[str, str]:
+    """Return this process's environment with a home and, as installed, bytecode of its own."""
+    left_out = ("TSX_REGISTRY", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")
+    kept = {name: value for name, value in os.environ.items() if name not in left_out}
+    own = {"PYTHONPYCACHEPREFIX": str(folder / "bytecode"), "PYTHONPATH": str(ROOT)}
+    return {**kept, **own, "TSX_HOME": str(home)}
+
+
 def measure(case: Case, environ: dict[str, str], cwd: Path) -> float:
     """Return the wall time of one start in milliseconds."""
     start = time.perf_counter()
@@ -105,8 +113,7 @@ def main() -> int:
         folder = Path(name)
         home = folder / "home"
         record_runs(home)
-        environ = {**os.environ, "TSX_HOME": str(home), "PYTHONPATH": str(ROOT)}
-        environ.pop("TSX_REGISTRY", None)
+        environ = make_environ(folder, home)
         cases = list_cases(folder)
         times: dict[str, list[float]] = {case.name: [] for case in cases}
         for turn in range(rounds + 1):
