@@ -9,6 +9,7 @@ with its wall-clock budget, when it is asked to stop, or when a step is not fini
 from __future__ import annotations
 
 import tempfile
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -67,15 +68,14 @@ def train(
     with explain_out_of_memory(config):
         session = prepare(config, telemetry, folder=folder, home=home, resume=resume)
         telemetry.guard()
-        sampler = SystemSampler(session.device)
-        with Pulse(telemetry, sampler.sample, period_s=config.perf.sample_every_s) as pulse:
+        with closing(SystemSampler(session.device)) as sampler:
+            pulse = Pulse(telemetry, sampler.sample, period_s=config.perf.sample_every_s)
             try:
-                return Trainer(session, stop, pulse).run()
+                with pulse:
+                    return Trainer(session, stop, pulse).run()
             finally:
-                telemetry.metrics(
-                    session.progress.step, {"sys/peak_mem_gib": session.memory.read_gib()}
-                )
-                sampler.close()
+                peak = {"sys/peak_mem_gib": session.memory.read_gib()}
+                telemetry.metrics(session.progress.step, peak)
 
 
 def rehearse(config: RunConfig, sink: EventSink, *, home: Path) -> None:
