@@ -7,57 +7,55 @@ from typing import TYPE_CHECKING
 from tsx.cli import output
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from registry.views import RunRow
 
 MAX_ENDED = 5
+RESUMABLE = {"interrupted", "killed", "oom", "failed"}
 
 
 def show_overview() -> None:
     """Show the runs under way, the last few that ended, and the next commands."""
-    from registry.connection import find_home, find_url
-    from registry.queries import Reader
-    from registry.recover import recover
+    from tsx.cli.reading import open_reader
 
-    home = find_home()
-    url = find_url(home)
-    recover(home, url)
-    with Reader.open(url) as reader:
+    with open_reader() as reader:
         running = reader.list_runs(status="running")
         latest = reader.list_runs(limit=MAX_ENDED + len(running))
     ended = [run for run in latest if run.status != "running"][:MAX_ENDED]
+    _show_runs("running", running)
+    _show_runs("ended last", ended)
     if not latest:
         output.data("No runs yet.")
-    if running:
-        output.data("running")
-        _show_runs(running)
-    if ended:
-        output.data("ended last")
-        _show_runs(ended)
     output.data("")
     for command, purpose in list_next(running, ended):
-        output.data(f"  {command:<24}{purpose}")
+        output.data(f"  {command:<32} {purpose}")
 
 
-def list_next(running: list[RunRow], ended: list[RunRow]) -> list[tuple[str, str]]:
-    """Return the commands that make sense now, each with what it does."""
-    commands = [("tsx run sanity", "train a tiny model on two CPU cores, under 3 minutes")]
+def list_next(running: Sequence[RunRow], ended: Sequence[RunRow]) -> list[tuple[str, str]]:
+    """Return the commands that make sense now, each with what it does; runs newest first."""
+    commands = []
     if running:
-        commands.insert(0, ("tsx dashboard", "watch it live"))
-    if ended and ended[0].status in {"interrupted", "killed", "oom"}:
-        commands.insert(0, (f"tsx resume {ended[0].id}", "go on from its last checkpoint"))
+        commands.append(("tsx dashboard", "watch it live"))
+    if ended and ended[0].status in RESUMABLE:
+        commands.append((f"tsx resume {ended[0].id}", "go on from its last checkpoint"))
     if ended:
         commands.append((f"tsx show {ended[0].id}", "see everything recorded of it"))
     if len(ended) > 1:
-        commands.append((f"tsx compare {ended[1].id} {ended[0].id}", "see what made a difference"))
+        pair = f"{ended[1].id} {ended[0].id}"
+        commands.append((f"tsx compare {pair}", "see what made a difference"))
+    if not running:
+        commands.append(("tsx run sanity", "train a tiny model: 2 minutes on two CPU cores"))
     return [*commands, ("tsx recipes", "see what can be run"), ("tsx --help", "see every command")]
 
 
-def _show_runs(runs: list[RunRow]) -> None:
-    """Show one line per run."""
-    step = output.Column("step", right=True)
-    columns: list[output.Column | str] = ["id", "name", "recipe", "status", step, "reason"]
-    rows = [
-        (run.id, run.name, run.recipe, run.status, f"{run.step}/{run.steps}", run.reason)
-        for run in runs
-    ]
-    output.table(columns, rows)
+def _show_runs(heading: str, runs: Sequence[RunRow]) -> None:
+    """Show a heading and one line per run; nothing for no runs."""
+    import time
+
+    from tsx.cli.paint import find_width, is_for_person, show_heading, show_lines
+    from tsx.run_table import make_lines
+
+    if runs:
+        show_heading(heading)
+        show_lines(make_lines(runs, time.time(), find_width() if is_for_person() else None))
