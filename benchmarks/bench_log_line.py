@@ -52,6 +52,7 @@ def measure(steps: int, step_s: float, folder: Path) -> dict[str, float]:
         start = time.perf_counter()
         recorder.emit(Metrics(time=time.time(), step=step, values=values))
         line_s.append(time.perf_counter() - start)
+        work(time.perf_counter() + step_s)  # each of the two meets the same cold caches
         start = time.perf_counter()
         os.write(floor_fd, (json.dumps({"step": step, "values": values}) + "\n").encode())
         floor_s.append(time.perf_counter() - start)
@@ -66,7 +67,7 @@ def measure(steps: int, step_s: float, folder: Path) -> dict[str, float]:
         "line_p99_us": sorted(line_s)[int(len(line_s) * 0.99)] * 1e6,
         "floor_us": statistics.median(floor_s) * 1e6,
         "emit_share": sum(line_s) / (steps * step_s),
-        "thread_share": thread_s / (steps * step_s),
+        "thread_share": thread_s / (2 * steps * step_s),
         "close_ms": close_s * 1e3,
         "lost": recorder.lost,
     }
@@ -84,6 +85,7 @@ def main() -> int:
         ("log line, median", found["line_us"], "us", TARGET_LINE_US),
         ("log line, 99th percentile", found["line_p99_us"], "us", None),
         ("bare json.dumps + os.write, median", found["floor_us"], "us", None),
+        ("log line over the bare one", found["line_us"] / found["floor_us"], "x", None),
         ("emit, share of the step", found["emit_share"] * 100, "%", TARGET_SHARE * 100),
         ("recorder thread, share of one core", found["thread_share"] * 100, "%", None),
         ("close", found["close_ms"], "ms", None),
@@ -96,6 +98,8 @@ def main() -> int:
             verdict = f"target {target:g}: " + ("ok" if value <= target else "MISSED")
             missed += value > target
         print(f"{name:<38} {value:>9.2f} {unit:<3} {verdict}")
+    if missed and os.getloadavg()[0] > 1:
+        print(f"load average {os.getloadavg()[0]:.1f}: other programs share these cores")
     return 1 if missed else 0
 
 

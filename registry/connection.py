@@ -1,6 +1,6 @@
-"""Where the registry is, and an engine on it that is safe to use.
+"""Which database the registry is, and an engine on it that is safe to use.
 
-Owns TSX_HOME and TSX_REGISTRY, how SQLite is opened (WAL, or a rollback journal on a network file
+Owns TSX_REGISTRY, how SQLite is opened (WAL, or a rollback journal on a network file
 system), and the check that the file is ours and of a schema this version knows.
 A writer creates what is missing and migrates what is old; a reader changes nothing, ever.
 """
@@ -22,6 +22,7 @@ from sqlalchemy.engine import URL, make_url
 from registry import schema
 from registry.errors import StoreNewer, StoreOutdated, StoreUnavailable
 from registry.faults import corrupt, explained, get_path, is_sqlite, show
+from registry.home import find_home
 from registry.redact import Redactor
 
 DEFAULT_TIMEOUT_S = 10.0  # how long a locked registry is waited for
@@ -40,16 +41,6 @@ _UNPARSED_PASSWORD = re.compile(r":(?!//).*@", re.DOTALL)
 
 class RegistryWarning(UserWarning):
     """Something about the registry works, but less well than it could."""
-
-
-def find_home() -> Path:
-    """Return the folder of all runs: TSX_HOME, or the platform's data folder. Not created."""
-    named = os.environ.get("TSX_HOME", "")
-    if named:
-        return Path(named).expanduser().absolute()
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("tsx"))
 
 
 def find_url(home: Path) -> str:
@@ -254,10 +245,12 @@ def _connect_readonly(path: Path, timeout_s: float) -> sqlite3.Connection:
     connection = _connect(f"{path.as_uri()}?mode=ro", timeout_s)
     try:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.OperationalError:
+    except sqlite3.OperationalError as error:
         # WAL needs an index file beside the database. Without one, and without a way to make it,
         # nobody is writing here and the file can be read as it stands.
-        if os.access(path.parent, os.W_OK) or _has_wal(path) or not path.is_file():
+        name = getattr(error, "sqlite_errorname", "")
+        refused = name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN"))
+        if not refused or _has_wal(path) or not path.is_file():
             raise
         connection.close()
         return _connect(f"{path.as_uri()}?mode=ro&immutable=1", timeout_s)
@@ -336,3 +329,20 @@ def _set_journal_mode(engine: Engine, path: Path) -> None:
             RegistryWarning,
             stacklevel=4,
         )
+
+
+__all__ = [
+    "DEFAULT_TIMEOUT_S",
+    "RegistryWarning",
+    "check_schema",
+    "find_home",
+    "find_url",
+    "get_default_url",
+    "has_schema",
+    "is_network_path",
+    "make_engine",
+    "newer",
+    "open_engine",
+    "parse_url",
+    "read_revision",
+]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 from registry import connection as connection_module
 from registry import schema
@@ -72,6 +73,8 @@ def test_home_and_url(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["plain", "with space", "100%", "a?b#c", "tëst", "a'b", "a+b@c:d"])
 def test_any_folder_name(tmp_path, name):
+    if "?" in name and sqlalchemy.__version__ < "2.1":
+        pytest.skip("SQLAlchemy 2.0 takes what follows a question mark for options")
     home = tmp_path / name
     open_engine(get_default_url(home), readonly=False).dispose()
     assert [path.name for path in home.iterdir()] == ["registry.db"]

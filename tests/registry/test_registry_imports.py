@@ -26,12 +26,12 @@ def test_nothing_heavy(module):
     assert not loaded(f"import registry.{module}") & set(HEAVY)
 
 
-@pytest.mark.parametrize("module", ["journal", "sinks", "liveness", "captured", "redact"])
+@pytest.mark.parametrize("module", ["journal", "sinks", "liveness", "captured", "redact", "home"])
 def test_the_trainers_side_needs_no_database(module):
     assert "sqlalchemy" not in loaded(f"import registry.{module}")
 
 
-@pytest.mark.parametrize("module", ["views", "errors"])
+@pytest.mark.parametrize("module", ["views", "errors", "home"])
 def test_the_standard_library_is_enough(module):
     assert not loaded(f"import registry.{module}") & {*HEAVY, "sqlalchemy", "msgspec"}
 
