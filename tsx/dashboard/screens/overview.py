@@ -60,6 +60,8 @@ class OverviewScreen(Screen[None]):
 
     def show(self, snapshot: Snapshot, now: float) -> None:
         """Show a snapshot."""
+        if not self.query("#keys"):
+            return  # closing, or not laid out yet
         self.query_one("#title", Lines).show([make_title(snapshot, self._place)])
         self.query_one("#keys", Lines).show([make_keys(KEYS, snapshot.trouble)])
         self.set_class(not snapshot.runs, "-empty")

@@ -84,6 +84,8 @@ class RunScreen(Screen[None]):
 
     def show(self, snapshot: Snapshot, now: float) -> None:
         """Show a snapshot; one that was taken for another run only changes the head."""
+        if not self.query("#keys"):
+            return  # closing, or not laid out yet
         self._snapshot, self._now = snapshot, now
         self.query_one("#title", Lines).show([make_title(snapshot, self._place)])
         self.query_one("#keys", Lines).show([make_keys(KEYS, snapshot.trouble)])
