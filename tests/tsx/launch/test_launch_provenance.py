@@ -13,7 +13,9 @@ from tsx.launch.provenance import collect
 
 def git(place: Path, *arguments: str) -> None:
     identity = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
-    subprocess.run(["git", "-C", str(place), *identity, *arguments], check=True, capture_output=True)
+    subprocess.run(
+        ["git", "-C", str(place), *identity, *arguments], check=True, capture_output=True
+    )
 
 
 @pytest.fixture
