@@ -52,8 +52,8 @@ def _show_curves(report: Report, reader: Reader, keys: tuple[str, ...]) -> None:
     """Draw the curves of all runs over one another, a chart per metric."""
     from tsx.chart import Frame
     from tsx.cli import output
+    from tsx.cli.charts import show_curves
     from tsx.cli.output import clean
-    from tsx.cli.paint import show_curves
     from tsx.compare.align import align
     from tsx.compare.report import name_runs
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 def command() -> None:
     """Watch and compare runs in the terminal."""
+    import os
     import sys
 
     from tsx.cli import output
@@ -22,25 +23,36 @@ def command() -> None:
         raise ConfigError(
             "the dashboard needs a terminal on stdin, stdout and stderr", next_command="tsx runs"
         )
-    from registry.connection import find_home, find_url
+    from functools import partial
+
+    from registry.home import find_home
     from tsx.dashboard.app import DashboardApp
 
     home = find_home()
-    url = find_url(home)
-
-    def open_reader() -> Reader:
-        from registry.queries import Reader
-
-        return Reader.open(url)
-
-    def recover() -> object:
-        from registry.recover import recover
-
-        return recover(home, url)
-
+    url = os.environ.get("TSX_REGISTRY") or f"sqlite:///{home / 'registry.db'}"
     file = find_file(url)
-    place = shorten(file) if file else url.partition("://")[0]
-    DashboardApp(open_reader, place=place, recover=recover, file=file).run()
+    DashboardApp(
+        partial(open_reader, home),
+        place=shorten(file) if file else url.partition("://")[0],
+        recover=partial(end_dead_runs, home),
+        file=file,
+    ).run()
+
+
+def open_reader(home: Path) -> Reader:
+    """Open the registry; imports SQLAlchemy, so it waits until the first frame stands."""
+    from registry.connection import find_url
+    from registry.queries import Reader
+
+    return Reader.open(find_url(home))
+
+
+def end_dead_runs(home: Path) -> object:
+    """Bring runs whose process is gone to an end in the registry."""
+    from registry.connection import find_url
+    from registry.recover import recover
+
+    return recover(home, find_url(home))
 
 
 def find_file(url: str) -> Path | None:

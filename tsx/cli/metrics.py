@@ -103,8 +103,9 @@ def _write_rows(head: str, series: Series, separator: str) -> None:
 def _draw(series: Series, detail: RunDetail) -> None:
     """Draw the curve and say the little a chart does not."""
     from tsx.chart import Curve, Frame
+    from tsx.cli.charts import show_curves
     from tsx.cli.output import clean
-    from tsx.cli.paint import show_curves, show_lines
+    from tsx.cli.paint import show_lines
     from tsx.pages import list_metric_lines
 
     name = clean(detail.run.name or detail.run.id)

@@ -1,12 +1,10 @@
-"""Lines of `tsx.ink` and charts of `tsx.chart` onto stdout, colored on a terminal."""
+"""Lines of `tsx.ink` onto stdout, colored on a terminal."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from tsx import chart
-from tsx.chart import Chart, Curve, Frame
 from tsx.cli import output
 from tsx.cli.output import Style
 from tsx.ink import Line, Piece
@@ -34,16 +32,7 @@ _STYLES: dict[str, Style] = {
     "better": "good",
     "worse": "bad",
 }
-_CURVES: tuple[Style, ...] = ("accent", "warning", "good", "curve 4", "curve 5")
-_PARTS: dict[int, Style] = {
-    chart.AXIS: "dim",
-    chart.LABEL: "dim",
-    chart.TITLE: "strong",
-    chart.FAULT: "bad",
-    chart.GRID: "dim",
-}
-_MAX_CHART = 110  # cells: wider ones only stretch the curve
-_CHART_ROWS = 14
+CURVE_STYLES: tuple[Style, ...] = ("accent", "warning", "good", "curve 4", "curve 5")
 
 
 def is_for_person() -> bool:
@@ -59,7 +48,7 @@ def find_width() -> int:
 def find_style(kind: str) -> Style:
     """Return the terminal style of a kind of text."""
     if kind.startswith("curve-"):
-        return _CURVES[int(kind.removeprefix("curve-")) % len(_CURVES)]
+        return CURVE_STYLES[int(kind.removeprefix("curve-")) % len(CURVE_STYLES)]
     return _STYLES.get(kind, "")
 
 
@@ -74,35 +63,6 @@ def show_heading(text: str) -> None:
     """Write an empty line and a heading."""
     output.data("")
     output.data(text, style="strong")
-
-
-def show_curves(curves: Sequence[Curve], frame: Frame, rows: int = _CHART_ROWS) -> None:
-    """Draw curves. Without color each gets a chart of its own over the same ranges."""
-    width = min(find_width(), _MAX_CHART)
-    if len(curves) <= 1 or output.use_color(sys.stdout):
-        _show_chart(chart.draw(curves, width, rows, frame))
-        return
-    shared = chart.share_ranges(curves, frame)
-    for curve in curves:
-        _show_chart(chart.draw([curve], width, rows, shared))
-
-
-def _show_chart(drawn: Chart) -> None:
-    """Write a chart; its grid only where color can make it faint."""
-    colored = output.use_color(sys.stdout)
-    for row in drawn.rows:
-        parts = [
-            (" " * len(text) if series == chart.GRID and not colored else text, _style_of(series))
-            for text, series in row
-        ]
-        while parts and not parts[-1][0].strip():
-            parts.pop()
-        output.pieces(parts)
-
-
-def _style_of(series: int) -> Style:
-    """Return the style of a curve or a part of the frame."""
-    return _CURVES[series % len(_CURVES)] if series >= 0 else _PARTS[series]
 
 
 def _join(line: Line, width: int) -> list[Piece]:

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 def open_reader() -> Reader:
     """Return a reader of the registry in which every run whose process is gone has ended."""
-    from registry.connection import find_home, find_url
+    from registry.connection import find_url
+    from registry.home import find_home
     from registry.queries import Reader
     from registry.recover import recover
 

@@ -93,7 +93,7 @@ def _show_detail(detail: RunDetail, reader: Reader) -> None:
 def _show_loss(detail: RunDetail, reader: Reader) -> None:
     """Draw the loss curves, where the run has any."""
     from tsx.chart import Frame
-    from tsx.cli.paint import show_curves
+    from tsx.cli.charts import show_curves
     from tsx.curve_groups import Group, make_curves
 
     group = Group("loss", (("train", "train/loss"), ("val", "val/loss"), ("ood", "ood/loss")))

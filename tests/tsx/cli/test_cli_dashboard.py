@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from registry.connection import find_url
 from tsx.cli.dashboard import find_file, shorten
 
 
@@ -26,6 +27,15 @@ def test_without_a_terminal_it_says_so_and_names_the_list(tsx):
 )
 def test_only_sqlite_has_a_file(url, file):
     assert find_file(url) == file
+
+
+def test_the_first_frame_shows_the_place_the_registry_opens(tsx, monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr("tsx.cli.output.is_terminal", lambda stream: True)
+    monkeypatch.setattr("tsx.dashboard.app.DashboardApp.run", lambda app: seen.update(vars(app)))
+    assert tsx("dashboard").status == 0
+    home = tmp_path / "tsx-home"
+    assert seen["_place"] == str(find_file(find_url(home))) == str(home / "registry.db")
 
 
 def test_places_under_home_are_short(monkeypatch, tmp_path):
