@@ -29,11 +29,12 @@ def command() -> None:
     from tsx.dashboard.app import DashboardApp
 
     home = find_home()
-    url = os.environ.get("TSX_REGISTRY") or f"sqlite:///{home / 'registry.db'}"
-    file = find_file(url)
+    named = os.environ.get("TSX_REGISTRY", "")
+    file = find_file(named) if named else home / "registry.db"
+    scheme, mark, _ = named.partition("://")
     DashboardApp(
         partial(open_reader, home),
-        place=shorten(file) if file else url.partition("://")[0],
+        place=shorten(file) if file else scheme if mark else "TSX_REGISTRY",
         recover=partial(end_dead_runs, home),
         file=file,
     ).run()

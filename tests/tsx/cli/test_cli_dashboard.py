@@ -44,7 +44,9 @@ def test_places_under_home_are_short(monkeypatch, tmp_path):
     assert shorten(Path("/elsewhere/registry.db")) == "/elsewhere/registry.db"
 
 
-@pytest.mark.parametrize("url", [None, "postgresql://me:secret@host/tsx"])
+@pytest.mark.parametrize(
+    "url", [None, "postgresql://me:secret@host/tsx", "postgresql:me:secret@host"]
+)
 def test_the_app_is_handed_the_registry(tsx, monkeypatch, url):
     seen = {}
 
