@@ -59,7 +59,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     return key, parse_value(value.strip(), place=f"--set {key}")
 
 
-def parse_value(text: str, *, place: str) -> Any:  # noqa: ANN401 - any TOML value
+def parse_value(text: str, *, place: str) -> Any:
     """Return `text` as the TOML value it spells, or itself where it spells none.
 
     Raises:

@@ -198,7 +198,7 @@ def make_engine(url: URL, *, readonly: bool, timeout_s: float) -> Engine:
         )
 
     @event.listens_for(engine, "connect")
-    def _limit_waiting(connection: Any, _record: object) -> None:  # noqa: ANN401
+    def _limit_waiting(connection: Any, _record: object) -> None:
         with connection.cursor() as cursor:
             cursor.execute(f"SET lock_timeout = {int(timeout_s * 1000)}")
         connection.commit()

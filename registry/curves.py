@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import Connection, delete, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import Insert
 
 from registry.schema import (
@@ -166,16 +165,21 @@ def clean(text: str) -> str:
     return text.replace("\x00", "\ufffd") if "\x00" in text else text
 
 
-def insert(connection: Connection, table: Any) -> Any:  # noqa: ANN401 - either dialect's Insert
+def insert(connection: Connection, table: Any) -> Any:
     """Return the dialect's INSERT, which knows ON CONFLICT."""
+    # Readers import this module too: a dialect is loaded where rows are written with it.
     if connection.dialect.name == "postgresql":
+        from sqlalchemy.dialects import postgresql
+
         return postgresql.insert(table)
+    from sqlalchemy.dialects import sqlite
+
     return sqlite.insert(table)
 
 
 def upsert(
     connection: Connection,
-    table: Any,  # noqa: ANN401 - a Table; its key columns are read below
+    table: Any,
     rows: list[dict[str, Any]],
     *,
     replaced: tuple[str, ...] = (),

@@ -24,7 +24,7 @@ START_GRACE_S = 30.0  # a run that has no process yet is given this long to get 
 _CLOCK_SLACK_S = 2.0  # boot time and wall clock disagree by less than this
 
 
-class LockHeld(Exception):  # noqa: N818 - states a fact, as StoreLocked does
+class LockHeld(Exception):
     """Another process trains, resumes or recovers this run."""
 
 

@@ -37,6 +37,16 @@ def show_path(
         output.data(f"{name:<10}{place}")
 
 
+@app.command("migrate")
+def migrate_registry() -> None:
+    """Bring an older registry to this version's schema; a copy of it is kept beside."""
+    from registry.connection import find_home, find_url, open_engine
+
+    open_engine(find_url(find_home()), readonly=False).dispose()
+    output.talk("the registry has this version's schema")
+    output.talk("next: tsx runs")
+
+
 @app.command("rebuild")
 def rebuild_registry(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

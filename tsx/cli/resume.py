@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -42,7 +43,9 @@ def command(
     with Reader.open(url) as reader:
         detail = reader.get_detail(reader.get_run(run).id)
     config = decode(_lay_over(detail.config, given.values), place=f"run {detail.run.id}")
-    ending = Supervisor(home, url, make_view()).resume(detail.run.id, detail.run.name, config)
+    ending = Supervisor(home, url, make_view()).resume(
+        detail.run.id, detail.run.name, config, ("tsx", *sys.argv[1:])
+    )
     return ending.exit_code
 
 

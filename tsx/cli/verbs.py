@@ -6,7 +6,7 @@ or its exit status and raises what the boundary in `tsx.cli.main` explains. At m
 verb imports only typer and the standard library; everything else inside the function's body.
 """
 
-# ruff: noqa: ANN401 - typer keeps the types of its contexts and formatters private
+
 from __future__ import annotations
 
 import functools

@@ -57,7 +57,7 @@ def find_changes(config: Mapping[str, Any]) -> list[Difference]:
     return find_differences([to_plain(RunConfig()), config])
 
 
-def show_value(value: Any) -> str:  # noqa: ANN401 - whatever a config holds
+def show_value(value: Any) -> str:
     """Return a config value as it is written in a recipe: 0.001, "cosine", [1, 8]."""
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+import msgspec
+
 from registry.captured import read_output
 from registry.events import Event, RunEnded, RunStarted
 from registry.journal import iter_events
@@ -79,8 +81,10 @@ class Supervisor:
                 endings.append(self._run(plan, provenance))
         return endings
 
-    def resume(self, run_id: str, name: str, config: RunConfig) -> Ending:
-        """Continue a run from its last checkpoint.
+    def resume(
+        self, run_id: str, name: str, config: RunConfig, command: tuple[str, ...] = ()
+    ) -> Ending:
+        """Continue a run from its last checkpoint; `command` is recorded as what was typed.
 
         Raises:
             ConfigError: the run is still going, or the trainer refused before it began; the run
@@ -90,7 +94,8 @@ class Supervisor:
         lock = _lock(folder, run_id)
         start = _size(folder / "events.jsonl")
         read_end, write_end = os.pipe()
-        order = self._order(config, folder, lock, resume=True, report_fd=write_end)
+        order = self._order(config, folder, lock, report_fd=write_end)
+        order = msgspec.structs.replace(order, resume=True, command=command)
         self._observer.begin(run_id, name, config)
         with self._signals():
             self._process = TrainingProcess(order, folder)
@@ -144,14 +149,9 @@ class Supervisor:
         return lock
 
     def _order(
-        self,
-        config: RunConfig,
-        folder: Path,
-        lock: RunLock,
-        *,
-        resume: bool = False,
-        report_fd: int = -1,
+        self, config: RunConfig, folder: Path, lock: RunLock, *, report_fd: int = -1
     ) -> Order:
+        """Put together what a worker is told."""
         return Order(
             config=configs.to_plain(config),
             folder=str(folder),
@@ -159,7 +159,6 @@ class Supervisor:
             url=self._url,
             lock_fd=lock.fd,
             report_fd=report_fd,
-            resume=resume,
             detached=self._detached,
         )
 

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from registry.captured import read_output
-from registry.events import Event, EventSink, RunEnded, Status
+from registry.events import Event, EventSink, RunEnded, RunResumed, Status
 from registry.journal import encode
 from registry.liveness import RunLock
 from registry.redact import Redactor
@@ -45,6 +45,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     resume: bool = False
     detached: bool = False
     dry_run: bool = False
+    command: tuple[str, ...] = ()
 
 
 class StopRequest(threading.Event):
@@ -78,8 +79,9 @@ class DryRunSink:
 class StepWatch:
     """Passes events on; remembers whether the trainer has said anything, and the last step."""
 
-    def __init__(self, sink: EventSink) -> None:
+    def __init__(self, sink: EventSink, command: tuple[str, ...]) -> None:
         self._sink = sink
+        self._command = command
         self.begun = False
         self.step = 0
 
@@ -87,6 +89,8 @@ class StepWatch:
         """Pass one event on."""
         self.begun = True
         self.step = max(self.step, getattr(event, "step", 0))
+        if isinstance(event, RunResumed):  # the trainer does not know what was typed
+            event = msgspec.structs.replace(event, command=self._command)
         self._sink.emit(event)
 
     def close(self) -> None:
@@ -106,7 +110,7 @@ def main() -> int:
     redactor = Redactor.from_environ(os.environ)
     faulthandler.enable(file=2)
     streams = redirect(redactor)
-    sink = StepWatch(Recorder(folder, order.url))
+    sink = StepWatch(Recorder(folder, order.url), order.command)
     ending = _train(order, sink, stop)
     for stream in streams:
         stream.finish()

@@ -11,18 +11,21 @@ from tsx.perf.device import synchronize
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
 BUDGET_S = 1.2  # of timed products; a larger size is tried only where one product fits what is left
+GLANCE_S = 0.3  # of another look at a peak that is known: has the machine a quieter moment now?
 REPEATS = 8  # at most, of one size: the best of a few is the peak, their mean is the neighbours
 
 
-def measure_gemm_tflops(device: torch.device, precision: Precision) -> float:
-    """Return the best TFLOP/s of C = A B over growing sizes, within about 1.5 s.
+def measure_gemm_tflops(
+    device: torch.device, precision: Precision, budget_s: float = BUDGET_S
+) -> float:
+    """Return the best TFLOP/s of C = A B over growing sizes, within about `budget_s`.
 
     A and B are normal numbers from a generator of their own: constants draw less power and read
     too high on a GPU. fp32 is measured as torch is set, TF32 included where it is switched on.
     """
     dtype = torch.bfloat16 if precision is Precision.BF16 else torch.float32
     generator = torch.Generator(device).manual_seed(0)
-    deadline = time.perf_counter() + BUDGET_S
+    deadline = time.perf_counter() + budget_s
     best = 0.0
     for size in SIZES:
         expected_s = 2.0 * size**3 / (best * 1e12) if best else 0.0
