@@ -33,7 +33,7 @@ def command(
     from tsx.config import decode
     from tsx.launch.supervise import Supervisor
 
-    asked = list(overrides or []) + ([f'train.device="{device}"'] if device else [])
+    asked = list(overrides or []) + ([f"train.device={device}"] if device else [])
     given = parse_overrides(asked)
     for key in given.repeated:
         output.warn(f"{key} is given more than once; the last one wins")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -51,8 +52,9 @@ def command(
 
     asked = list(overrides or [])
     asked += [f"train.seed={seed}"] if seed is not None else []
-    asked += [f'train.device="{device}"'] if device else []
-    asked += [f"data.path='{Path(data).expanduser().absolute()}'"] if data else []
+    asked += [f"train.device={device}"] if device else []
+    # An absolute path is no TOML value, so it is taken as the text it is.
+    asked += [f"data.path={os.path.abspath(Path(data).expanduser())}"] if data else []
     plans = _plan(recipe, asked, seeds, name, tuple(tag or ()), note, smoke=smoke)
     home = find_home()
     url = find_url(home)

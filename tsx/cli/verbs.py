@@ -6,7 +6,6 @@ or its exit status and raises what the boundary in `tsx.cli.main` explains. At m
 verb imports only typer and the standard library; everything else inside the function's body.
 """
 
-
 from __future__ import annotations
 
 import functools
