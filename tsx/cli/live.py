@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class PlainView:
     """Prints every line as it is recorded; the same on a pipe, in a log and in a test."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: RunConfig | None = None) -> None:
+        self._config = config
         self._prepared: RunPrepared | None = None
         self._peak_gib: float | None = None
         self._began = 0.0
@@ -30,6 +31,7 @@ class PlainView:
     def begin(self, run_id: str, name: str, config: RunConfig) -> None:
         """Say which run starts."""
         self._prepared, self._peak_gib, self._began = None, None, time.monotonic()
+        self._config = config
         seed, steps = config.train.seed, config.train.steps
         output.talk(f"run {run_id} {name!r}: {steps} steps, seed {seed}; starting torch ...")
 
@@ -70,7 +72,9 @@ class PlainView:
         """Say what a default decided."""
         if isinstance(notice := event.data.get("notice"), str):
             output.talk(notice)
-        output.talk(f"warm-up: {event.warmup_steps} steps, then {event.threads or 1} threads train")
+        default = self._config is not None and self._config.optim.warmup_steps is None
+        why = " (default: 10,000 or a tenth of the run, whichever is less)" if default else ""
+        output.talk(f"warm-up: {event.warmup_steps} steps{why}")
 
 
 class LiveView(PlainView):

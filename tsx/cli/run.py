@@ -116,7 +116,7 @@ def _rehearse(plans: list[RunPlan], home: Path) -> int:
     from tsx.cli.live import PlainView
     from tsx.launch.rehearse import iter_rehearsal
 
-    view = PlainView()
+    view = PlainView(plans[0].config)
     for event in iter_rehearsal(plans[0].config, home):
         view.see(event)
     count = len(plans)
