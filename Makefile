@@ -9,9 +9,9 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 .PHONY: demo test test-all check install install-dev bench docs clean
 
 demo: install
-	@TSX_HOME=$${TSX_HOME:-$(CURDIR)/tsx-home} $(BIN)/tsx run sanity --name demo
-	@TSX_HOME=$${TSX_HOME:-$(CURDIR)/tsx-home} $(BIN)/tsx show @last
-	@echo "next: TSX_HOME=$${TSX_HOME:-$(CURDIR)/tsx-home} $(BIN)/tsx dashboard" >&2
+	@$(BIN)/tsx run sanity --name demo
+	@$(BIN)/tsx runs --limit 5
+	@echo "next: $(BIN)/tsx dashboard" >&2
 
 test: check
 	$(BIN)/python -m pytest -m "not all"
@@ -34,7 +34,8 @@ install-dev: $(VENV)/.installed-dev
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "tsx needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) \
+		|| { rm -rf $(VENV); echo "no venv for $(PYTHON); on Debian: apt-get install python3-venv" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt

@@ -36,10 +36,12 @@ def list_lines(event: Event) -> list[str]:
 
 
 def closing_line(prepared: RunPrepared, peak_gib: float | None) -> str:
-    """Return the diaries' last line: device, precision and peak memory (GiB, host's on a CPU)."""
+    """Return the diaries' last line: device, precision and peak memory in GiB, host's on a CPU."""
     peak = "n/a" if peak_gib is None else f"{peak_gib:.2f}"
-    unit = "peak_vram_gb" if prepared.device.startswith("cuda") else "peak_ram_gb"
-    return f"run model={prepared.device_name} precision={prepared.precision} {unit}={peak}"
+    host = "" if prepared.device.startswith("cuda") else " (host memory)"
+    return (
+        f"run model={prepared.device_name} precision={prepared.precision} peak_vram_gb={peak}{host}"
+    )
 
 
 def finding_line(finding: Finding) -> str:
