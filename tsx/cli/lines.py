@@ -92,7 +92,7 @@ def _metrics(event: Metrics) -> Iterator[str]:
             if key in values
         ]
         if "train/mfu" in values:
-            parts.append(f"mfu={number(100 * values['train/mfu'], '.2f')}%")
+            parts.append(f"mfu={number(values['train/mfu'], '.2f')}%")
         yield " ".join(parts)
     for split in ("val", "ood"):
         if f"{split}/pred" in values:

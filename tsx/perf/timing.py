@@ -48,7 +48,7 @@ class Speed:
     mfu: float | None
 
     def to_metrics(self) -> dict[str, float]:
-        """Return the values under the metric keys of the registry."""
+        """Return the values under the metric keys of the registry; MFU in percent."""
         metrics = {
             "train/step_time_ms": self.step_time_ms,
             "train/data_time_ms": self.data_time_ms,
@@ -58,7 +58,7 @@ class Speed:
             "train/tflops": self.tflops,
         }
         if self.mfu is not None:
-            metrics["train/mfu"] = self.mfu
+            metrics["train/mfu"] = 100.0 * self.mfu  # percent, as the diaries print it
         return metrics
 
 

@@ -60,6 +60,7 @@ def test_figures_are_averages_over_the_interval() -> None:
     assert speed.valid_points_per_sec == pytest.approx(150.0)
     assert speed.tflops == pytest.approx(50e9 / 1e12)
     assert speed.mfu == pytest.approx(0.025)
+    assert speed.to_metrics()["train/mfu"] == pytest.approx(2.5)  # percent
 
 
 def test_each_read_begins_anew() -> None:
