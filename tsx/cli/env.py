@@ -151,7 +151,8 @@ def _versions() -> dict[str, str]:
 
 def _paths() -> dict[str, str]:
     """Return where things lie."""
-    from tsx.cli.places import find_home, list_recipe_folders
+    from registry.home import find_home
+    from tsx.cli.expansion import list_recipe_folders
 
     home = find_home()
     return {

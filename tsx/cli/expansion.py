@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ def expand_recipe(
         ConfigError: a value that does not hold, with recipe, key path and value.
     """
     from recipes.loader import expand, get_recipe, resolve
-    from tsx.cli.places import list_recipe_folders
     from tsx.config import decode
 
     search = list_recipe_folders()
@@ -30,3 +30,11 @@ def expand_recipe(
         (suffix, decode(raw, place=f"{place} ({suffix})" if suffix else place))
         for suffix, raw in expand(plan)
     ]
+
+
+def list_recipe_folders() -> tuple[Path, ...]:
+    """Return the folders of users' own recipes, in the order they are searched."""
+    from recipes.loader import list_folders
+    from registry.home import find_home
+
+    return list_folders(find_home(), Path.cwd())

@@ -33,7 +33,7 @@ def list_all(ctx: typer.Context, as_json: JsonFlag = False) -> None:
     if ctx.invoked_subcommand is not None:
         return
     from recipes.loader import list_recipes
-    from tsx.cli.places import list_recipe_folders
+    from tsx.cli.expansion import list_recipe_folders
 
     recipes = list_recipes(list_recipe_folders())
     if as_json:
