@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sqlite3
 import warnings
 from pathlib import Path
@@ -23,7 +22,7 @@ from registry import schema
 from registry.errors import StoreNewer, StoreOutdated, StoreUnavailable
 from registry.faults import corrupt, explained, get_path, is_sqlite, show
 from registry.home import find_home
-from registry.redact import Redactor
+from registry.redact import Redactor, hide_url_password
 
 DEFAULT_TIMEOUT_S = 10.0  # how long a locked registry is waited for
 
@@ -34,9 +33,6 @@ _NETWORK_TYPES = frozenset(
         *("webdav", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse"),
     ]
 )
-
-
-_UNPARSED_PASSWORD = re.compile(r":(?!//).*@", re.DOTALL)
 
 
 class RegistryWarning(UserWarning):
@@ -60,8 +56,7 @@ def parse_url(url: str) -> URL:
     Raises:
         StoreUnavailable: not an SQLAlchemy URL, or one that no other process could read.
     """
-    # In a malformed URL the password may be anywhere between the first colon and the last "@".
-    shown = _UNPARSED_PASSWORD.sub(":[redacted]@", Redactor.from_environ(os.environ).text(url))
+    shown = hide_url_password(Redactor.from_environ(os.environ).text(url))
     example = "TSX_REGISTRY=sqlite:////absolute/path/registry.db"
     try:
         parsed = make_url(url)
@@ -181,21 +176,19 @@ def make_engine(url: URL, *, readonly: bool, timeout_s: float) -> Engine:
     """Return an engine that has not connected yet."""
     if is_sqlite(url):
         return _make_sqlite_engine(get_path(url), readonly=readonly, timeout_s=timeout_s)
+    if url.get_backend_name() != "postgresql":
+        raise StoreUnavailable(
+            f"TSX_REGISTRY={show(url)}: registries are SQLite or PostgreSQL",
+            next_command="TSX_REGISTRY=postgresql://user@host/database",
+        )
     try:
         engine = sqlalchemy.create_engine(url, pool_pre_ping=True)
     except (exc.NoSuchModuleError, ImportError) as error:
         missing = getattr(error, "name", None) or url.drivername
         raise StoreUnavailable(
             f"TSX_REGISTRY={show(url)} needs {missing}, which is not installed",
-            next_command="pip install 'tsx[postgresql]'"
-            if url.get_backend_name() == "postgresql"
-            else "pip install the driver, or unset TSX_REGISTRY",
+            next_command="pip install 'tsx[postgresql]'",
         ) from None
-    if engine.dialect.name != "postgresql":
-        raise StoreUnavailable(
-            f"TSX_REGISTRY={show(url)}: registries are SQLite or PostgreSQL",
-            next_command="TSX_REGISTRY=postgresql://user@host/database",
-        )
 
     @event.listens_for(engine, "connect")
     def _limit_waiting(connection: Any, _record: object) -> None:
@@ -249,7 +242,7 @@ def _connect_readonly(path: Path, timeout_s: float) -> sqlite3.Connection:
         # WAL needs an index file beside the database. Without one, and without a way to make it,
         # nobody is writing here and the file can be read as it stands.
         name = getattr(error, "sqlite_errorname", "")
-        refused = name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN"))
+        refused = name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_IOERR_SHM"))
         if not refused or _has_wal(path) or not path.is_file():
             raise
         connection.close()

@@ -42,7 +42,7 @@ class StoreUnavailable(StoreError):
 
 
 class UnknownRun(Exception):
-    """No run, or more than one, answers to a reference."""
+    """No run, or more than one, answers to a reference; the message does not repeat `nearest`."""
 
     def __init__(self, message: str, *, reference: str, nearest: tuple[str, ...] = ()) -> None:
         super().__init__(message)

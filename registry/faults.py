@@ -102,6 +102,8 @@ def _explain_sqlite(error: sqlite3.Error, text: str, url: URL) -> StoreError:
             f"registry {place} is locked by {holder}; nothing was moved or changed",
             next_command="wait for it to end, or stop it, and try again",
         )
+    if get_path(url).is_dir():
+        return corrupt(url, "is a folder, not a database")
     if base in _CORRUPT or "malformed" in text or "not a database" in text:
         return corrupt(url, f"is damaged or not a database ({text})")
     if base == "SQLITE_ERROR" and text.startswith(("no such table", "no such column")):

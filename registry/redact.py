@@ -47,6 +47,8 @@ _FLAG = re.compile(
 _URL_PASSWORD = re.compile(
     r"(?P<head>[A-Za-z][A-Za-z0-9+.\-]{0,30}://[^\s/:@\"']{0,256}:)(?P<value>[^\s/\"']{1,1024})@"
 )
+# In a malformed URL the password may be anywhere between the first colon and the last "@".
+_UNPARSED_PASSWORD = re.compile(r":(?!//).*@", re.DOTALL)
 _BEARER = re.compile(r"(?P<head>\b(?:Bearer|Basic)\s{1,4})(?P<value>[A-Za-z0-9._~+/\-]{12,}=*)")
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)",
@@ -129,6 +131,11 @@ class Redactor:
                 for key, value in data.items()
             }
         return [self._data(item, depth - 1) for item in data]
+
+
+def hide_url_password(url: str) -> str:
+    """Return a URL, malformed or not, without what may be its password."""
+    return _UNPARSED_PASSWORD.sub(f":{REDACTED}@", url)
 
 
 def is_sensitive(name: object) -> bool:

@@ -22,6 +22,8 @@ def find_key(connection: Connection, reference: str) -> int:
     Raises:
         UnknownRun: none or several answer to it.
     """
+    # Bytes that are no text arrive as lone surrogates; they are recorded, and looked for, as "?".
+    reference = reference.encode("utf-8", "replace").decode()
     by_id = select(runs.c.key).where(runs.c.id == reference)
     key = connection.execute(by_id).scalar()
     if key is not None:
@@ -48,8 +50,7 @@ def find_key(connection: Connection, reference: str) -> int:
     if prefixed:
         ids = tuple(row[1] for row in prefixed)
         raise UnknownRun(
-            f"{len(ids)} runs begin with {_quote(reference)}: {', '.join(ids[:_SHOWN])}"
-            + (", ..." if len(ids) > _SHOWN else ""),
+            f"{len(ids)} runs begin with {_quote(reference)}",
             reference=reference,
             nearest=ids[:_SHOWN],
         )
@@ -64,9 +65,8 @@ def unknown(connection: Connection, reference: str) -> UnknownRun:
         return UnknownRun(f"no run {_quote(reference)}: the registry has none", reference=reference)
     names = list(dict.fromkeys(text for row in known for text in (row[1], row[0])))
     nearest = difflib.get_close_matches(reference[:200], names, n=_SHOWN, cutoff=0.5)
-    hint = f"; nearest: {', '.join(nearest)}" if nearest else f"; the newest is {known[0][0]}"
     return UnknownRun(
-        f"no run {_quote(reference)}{hint}",
+        f"no run {_quote(reference)}",
         reference=reference,
         nearest=tuple(nearest) or (known[0][0],),
     )

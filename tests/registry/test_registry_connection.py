@@ -205,6 +205,20 @@ def test_an_engine_that_is_not_there_never_shows_the_password(bad, readonly):
         Reader.open(bad)
 
 
+@pytest.mark.parametrize("other", ["mysql://host/db", "oracle://host/db", "file:///tmp/x"])
+def test_an_engine_that_no_driver_would_make_a_registry(other):
+    with pytest.raises(StoreUnavailable, match="registries are SQLite or PostgreSQL") as caught:
+        open_engine(other, readonly=True)
+    assert "pip" not in caught.value.next_command
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+def test_a_folder_in_the_registrys_place(home, url, readonly):
+    (home / "registry.db").mkdir(parents=True)
+    with pytest.raises(StoreCorrupt, match="is a folder"):
+        open_engine(url, readonly=readonly)
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     url = get_default_url(tmp_path / "file" / "home")

@@ -160,7 +160,7 @@ def test_references_to_nothing(fill, reader, text):
 def test_nearest_names(fill, reader):
     fill("aaaa1111", name="patch-probe")
     fill("bbbb2222", name="sanity")
-    with pytest.raises(UnknownRun, match="patch-probe") as caught:
+    with pytest.raises(UnknownRun, match="patch-prob3") as caught:
         reader.get_run("patch-prob3")
     assert caught.value.nearest == ("patch-probe",)
     with pytest.raises(UnknownRun):
@@ -173,6 +173,23 @@ def test_an_ambiguous_prefix(fill, reader):
     with pytest.raises(UnknownRun, match="5 runs begin") as caught:
         reader.get_run("aaaa")
     assert len(caught.value.nearest) == 3
+
+
+def test_a_name_that_is_no_text(fill, reader):
+    fill("aaaa1111", name="bad\udcff")
+    assert reader.get_run("bad\udcff").id == "aaaa1111"
+    with pytest.raises(UnknownRun):
+        reader.get_run("worse\udcff")
+
+
+@pytest.mark.parametrize("text", ["patch-prob3", "nothing like it", "aaaa"])
+def test_what_is_nearest_is_said_once(fill, reader, text):
+    fill("aaaa1111", name="patch-probe")
+    fill("aaaa2222", name="sanity")
+    with pytest.raises(UnknownRun) as caught:
+        reader.get_run(text)
+    assert caught.value.nearest
+    assert not any(near in caught.value.message for near in caught.value.nearest)
 
 
 def test_a_series_is_in_step_order(fill, reader):

@@ -105,7 +105,7 @@ def collect() -> dict[str, dict[str, Any]]:
             "usable_cores": _count_usable_cores(),
             "memory_gib": _find_memory_gib(),
         },
-        "paths": {name: redactor.text(str(path)) for name, path in _paths().items()},
+        "paths": {name: redactor.text(path) for name, path in _paths().items()},
         "terminal": {
             "stdout": output.is_terminal(sys.stdout),
             "stderr": output.is_terminal(sys.stderr),
@@ -114,7 +114,7 @@ def collect() -> dict[str, dict[str, Any]]:
             "size": "{}x{}".format(*output.terminal_size()),
         },
         "variables": {
-            name: redactor.text(os.environ[name]) for name in VARIABLES if name in os.environ
+            name: redactor.text(_read_variable(name)) for name in VARIABLES if name in os.environ
         },
         "tokens": {name: bool(os.environ.get(name)) for name in TOKENS},
     }
@@ -160,9 +160,17 @@ def _paths() -> dict[str, str]:
         "python": sys.executable,
         "home": str(home),
         "home_exists": str(home.is_dir()).lower(),
-        "registry": os.environ.get("TSX_REGISTRY") or f"sqlite:///{home / 'registry.db'}",
+        "registry": _read_variable("TSX_REGISTRY") or f"sqlite:///{home / 'registry.db'}",
         "recipes": os.pathsep.join(map(str, list_recipe_folders())),
     }
+
+
+def _read_variable(name: str) -> str:
+    """Return an environment variable; of a registry's URL, malformed or not, no password."""
+    from registry.redact import hide_url_password
+
+    value = os.environ.get(name, "")
+    return hide_url_password(value) if name == "TSX_REGISTRY" else value
 
 
 def _count_usable_cores() -> int | None:

@@ -40,6 +40,14 @@ def test_no_secret_is_shown(tsx, monkeypatch):
     assert facts["tokens"]["HF_TOKEN"] is True
 
 
+@pytest.mark.parametrize("url", ["me:hunter2hunter2@host", "pg://me:hunter2@hunter2:x/db"])
+def test_no_password_of_a_malformed_url_is_shown(tsx, monkeypatch, url):
+    monkeypatch.setenv("TSX_REGISTRY", url)
+    for flags in ((), ("--json",)):
+        assert "hunter2hunter2" not in tsx("env", "--no-device", *flags).out
+        assert "me:hunter2" not in tsx("env", "--no-device", *flags).out
+
+
 def test_token_nobody_reads_is_named(tsx, monkeypatch):
     monkeypatch.setenv("HUGGINGFACE_HUB_TOKEN", "hf_verysecretindeed")
     assert "reads HF_TOKEN" in tsx("env", "--no-device").err
