@@ -80,6 +80,15 @@ def corrupt(url: URL, why: str) -> StoreCorrupt:
     )
 
 
+def locked(url: URL) -> StoreLocked:
+    """Return the error for a file that another process holds, with its name and pid."""
+    holder = find_holder(get_path(url)) or "another process"
+    return StoreLocked(
+        f"registry {show(url)} is locked by {holder}; nothing was moved or changed",
+        next_command="wait for it to end, or stop it, and try again",
+    )
+
+
 def is_named(url: URL) -> bool:
     """Tell whether TSX_REGISTRY names this very database."""
     return bool(os.environ.get("TSX_REGISTRY"))
@@ -87,35 +96,12 @@ def is_named(url: URL) -> bool:
 
 def find_holder(path: Path) -> str:
     """Return who holds a lock on an SQLite file, "python (pid 123)", or nothing if unknown."""
-    pids = _find_lock_pids(path) or _find_open_pids(path)
+    pids = list_writers(path) or _find_open_pids(path)
     return ", ".join(f"{_find_program(pid)} (pid {pid})" for pid in pids[:3])
 
 
-def _explain_sqlite(error: sqlite3.Error, text: str, url: URL) -> StoreError:
-    """Return the registry's error for one of SQLite's."""
-    name = getattr(error, "sqlite_errorname", "") or ""
-    base = "_".join(name.split("_")[:2])
-    place = show(url)
-    if base in _LOCKED or "database is locked" in text:
-        holder = find_holder(get_path(url)) or "another process"
-        return StoreLocked(
-            f"registry {place} is locked by {holder}; nothing was moved or changed",
-            next_command="wait for it to end, or stop it, and try again",
-        )
-    if get_path(url).is_dir():
-        return corrupt(url, "is a folder, not a database")
-    if base in _CORRUPT or "malformed" in text or "not a database" in text:
-        return corrupt(url, f"is damaged or not a database ({text})")
-    if base == "SQLITE_ERROR" and text.startswith(("no such table", "no such column")):
-        return corrupt(url, f"lacks part of its tables ({text})")
-    return StoreUnavailable(
-        f"registry {place} cannot be used: {text}",
-        next_command="check that its folder can be written and has room, or set TSX_HOME",
-    )
-
-
-def _find_lock_pids(path: Path) -> list[int]:
-    """Return the processes that hold a POSIX lock on the database or its index (Linux)."""
+def list_writers(path: Path) -> list[int]:
+    """Return the processes that write an SQLite file now, as far as can be told (Linux)."""
     inodes = set()
     for name in (path, path.with_name(path.name + "-shm")):
         with contextlib.suppress(OSError):
@@ -131,6 +117,25 @@ def _find_lock_pids(path: Path) -> list[int]:
             if inode in inodes and pid > 0 and pid != os.getpid():
                 pids.append(pid)
     return sorted(set(pids))
+
+
+def _explain_sqlite(error: sqlite3.Error, text: str, url: URL) -> StoreError:
+    """Return the registry's error for one of SQLite's."""
+    name = getattr(error, "sqlite_errorname", "") or ""
+    base = "_".join(name.split("_")[:2])
+    place = show(url)
+    if base in _LOCKED or "database is locked" in text:
+        return locked(url)
+    if get_path(url).is_dir():
+        return corrupt(url, "is a folder, not a database")
+    if base in _CORRUPT or "malformed" in text or "not a database" in text:
+        return corrupt(url, f"is damaged or not a database ({text})")
+    if base == "SQLITE_ERROR" and text.startswith(("no such table", "no such column")):
+        return corrupt(url, f"lacks part of its tables ({text})")
+    return StoreUnavailable(
+        f"registry {place} cannot be used: {text}",
+        next_command="check that its folder can be written and has room, or set TSX_HOME",
+    )
 
 
 def _find_open_pids(path: Path) -> list[int]:

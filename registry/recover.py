@@ -19,10 +19,10 @@ from sqlalchemy import Engine, RowMapping, select, update
 from sqlalchemy.engine import URL
 
 from registry.captured import read_output
-from registry.connection import open_engine, parse_url
+from registry.connection import DEFAULT_TIMEOUT_S, open_engine, parse_url
 from registry.errors import StoreError, StoreLocked, StoreUnavailable
 from registry.events import RunEnded, Status
-from registry.faults import explained, get_path, is_sqlite, show
+from registry.faults import explained, get_path, is_sqlite, list_writers, locked, show
 from registry.journal import JOURNAL_NAME, JournalWriter, iter_lines
 from registry.link import Link
 from registry.liveness import LockHeld, RunLock, is_alive, is_locked, seems_alive
@@ -98,14 +98,15 @@ def rebuild(home: Path, url: str) -> RebuildReport:
     parsed = parse_url(url)
     path = _get_movable_path(parsed)
     fresh = path.with_name(f"{path.name}.rebuild-{os.getpid()}")
-    _remove(fresh)
-    try:
-        report = _build(home, fresh)
-        with explained(parsed):
+    with explained(parsed):
+        _remove(fresh)
+        try:
+            report = _build(home, fresh)
+            _wait_for_writers(path, parsed)
             kept = _set_aside(path)
             fresh.rename(path)
-    finally:
-        _remove(fresh)
+        finally:
+            _remove(fresh)
     return RebuildReport(**report, kept=kept)
 
 
@@ -296,6 +297,19 @@ def _build(home: Path, fresh: Path) -> dict[str, Any]:
         "bad_lines": sum(row[1] for row in found),
         "unreadable": tuple(unreadable),
     }
+
+
+def _wait_for_writers(path: Path, url: URL) -> None:
+    """Wait until nobody writes a database that is to be moved.
+
+    Raises:
+        StoreLocked: somebody goes on for longer than a lock is waited for.
+    """
+    deadline = time.monotonic() + DEFAULT_TIMEOUT_S
+    while list_writers(path):
+        if time.monotonic() >= deadline:
+            raise locked(url)
+        time.sleep(0.01)
 
 
 def _set_aside(path: Path) -> Path | None:

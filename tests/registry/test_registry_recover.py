@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sqlite3
+import subprocess
 import threading
 import time
 
@@ -13,8 +15,9 @@ import pytest
 from registry import recover as recover_module
 from registry.captured import read_output
 from registry.connection import get_default_url, open_engine
-from registry.errors import StoreCorrupt, StoreError, StoreNewer, StoreUnavailable
+from registry.errors import StoreCorrupt, StoreError, StoreLocked, StoreNewer, StoreUnavailable
 from registry.events import Metrics, Output, RunEnded, RunStarted, Status
+from registry.faults import list_writers
 from registry.journal import JournalWriter, iter_events
 from registry.liveness import RunLock
 from registry.queries import Reader
@@ -339,6 +342,38 @@ def test_a_rebuild_that_fails_moves_nothing(home, url, write_run, fold, monkeypa
     with pytest.raises(StoreUnavailable):
         rebuild(home, url)
     assert sorted(path.name for path in home.iterdir() if "-" not in path.name) == before
+
+
+def test_a_registry_that_somebody_writes_is_not_moved(
+    home, url, write_run, fold, start_python, monkeypatch
+):
+    fold(write_run())
+    script = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+    script += "c.execute('BEGIN IMMEDIATE'); print('held', flush=True); sys.stdin.read()"
+    holder = start_python(script, home / "registry.db", stdin=subprocess.PIPE)
+    assert holder.stdout.readline() == "held\n"
+    before = (home / "registry.db").stat().st_ino
+    monkeypatch.setattr(recover_module, "DEFAULT_TIMEOUT_S", 0.1)
+    if list_writers(home / "registry.db"):  # told by Linux alone
+        with pytest.raises(StoreLocked, match=f"pid {holder.pid}"):
+            rebuild(home, url)
+        assert (home / "registry.db").stat().st_ino == before
+        assert not list(home.glob("*.broken-*"))
+    holder.stdin.close()
+    holder.wait()
+    assert rebuild(home, url).kept is not None
+
+
+def test_a_rebuild_without_a_place_for_the_new_file(home, url, write_run, monkeypatch):
+    write_run()
+
+    def refuse(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(recover_module, "_remove", refuse)
+    with pytest.raises(StoreUnavailable, match="Read-only") as caught:
+        rebuild(home, url)
+    assert caught.value.next_command
 
 
 def test_looking_costs_no_write(home, url, write_run, fold):
