@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from registry.views import RunRow
-from tsx.cli.output import clean
+from tsx.cli.output import MAX_CELL, clean
 from tsx.ink import STATUS_GLYPHS, Line, Piece, find_status_kind
 from tsx.text import count_cells, format_age, format_step, format_value, pad
 
@@ -40,7 +40,7 @@ def make_lines(runs: Sequence[RunRow], now: float, width: int | None) -> list[Li
     Args:
         runs: what to list.
         now: UTC seconds since the epoch, for ages.
-        width: cells of a line, or None to cut nothing.
+        width: cells of a line, or None to cut no cell below MAX_CELL characters.
     """
     rows = [_make_cells(run, now) for run in runs]
     columns = [column for column in _COLUMNS if column.title != "tags" or any(r.tags for r in runs)]
@@ -60,15 +60,15 @@ def _make_cells(run: RunRow, now: float) -> dict[str, Piece]:
     data = f"{clean(run.data_source)} (smoke)" if run.smoke else clean(run.data_source)
     return {
         "id": Piece(clean(run.id), "hint"),
-        "name": Piece(clean(run.name), "strong"),
-        "recipe": Piece(clean(run.recipe), "text"),
+        "name": Piece(clean(run.name, limit=MAX_CELL), "strong"),
+        "recipe": Piece(clean(run.recipe, limit=MAX_CELL), "text"),
         "status": Piece(f"{STATUS_GLYPHS[kind]} {clean(run.status)}", kind),
         "step": Piece(format_step(run.step, run.steps), "text"),
         "loss": Piece(format_value(run.metrics.get("train/loss")), "text"),
         "val loss": Piece(format_value(run.metrics.get("val/loss")), "text"),
         "age": Piece(format_age(run.created, now), "muted"),
         "data": Piece(data, "muted"),
-        "tags": Piece(" ".join(clean(tag) for tag in run.tags), "muted"),
+        "tags": Piece(clean(" ".join(run.tags), limit=MAX_CELL), "muted"),
     }
 
 

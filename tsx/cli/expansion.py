@@ -33,8 +33,17 @@ def expand_recipe(
 
 
 def list_recipe_folders() -> tuple[Path, ...]:
-    """Return the folders of users' own recipes, in the order they are searched."""
+    """Return the folders of users' own recipes, in the order they are searched.
+
+    Raises:
+        ConfigError: the current folder is gone.
+    """
     from recipes.loader import list_folders
     from registry.home import find_home
+    from tsx.errors import ConfigError
 
-    return list_folders(find_home(), Path.cwd())
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the current folder no longer exists", next_command="cd") from None
+    return list_folders(find_home(), here)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from registry.events import Artifact, Event, Finding, Metrics, RunPrepared, Severity, Status
@@ -33,7 +35,7 @@ class PlainView:
         self._prepared, self._peak_gib, self._began = None, None, time.monotonic()
         self._config = config
         seed, steps = config.train.seed, config.train.steps
-        output.talk(f"run {run_id} {name!r}: {steps} steps, seed {seed}; starting torch ...")
+        _talk(f"run {run_id} {name!r}: {steps} steps, seed {seed}; starting torch ...")
 
     def see(self, event: Event) -> None:
         """Show one event."""
@@ -44,37 +46,39 @@ class PlainView:
             case Metrics():
                 self._peak_gib = event.values.get("sys/peak_mem_gib", self._peak_gib)
             case Finding(severity=Severity.INFO):
-                output.talk(finding_line(event))
+                _talk(finding_line(event))
             case Finding():
-                output.talk(finding_line(event), style="warning")
+                _talk(finding_line(event), style="warning")
             case Artifact(kind="checkpoint"):
-                output.talk(f"checkpoint step={event.step} {event.path}")
+                _talk(f"checkpoint step={event.step} {event.path}")
         for line in list_lines(event):
-            output.data(line)
+            _data(line)
 
     def tick(self) -> None:
-        """Do nothing: plain lines need no redraw."""
+        """Push what was printed, so that a pipe or a log has each line as it comes."""
+        with _unheard():
+            output.flush()
 
     def finish(self, run_id: str, ending: Ending) -> None:
         """Print the closing line and how the run ended."""
         if self._prepared is not None:
-            output.data(closing_line(self._prepared, self._peak_gib))
+            _data(closing_line(self._prepared, self._peak_gib))
         reason = f": {ending.reason}" if ending.reason else ""
         took = duration(time.monotonic() - self._began)
         good = ending.status is Status.COMPLETED
-        output.talk(
+        _talk(
             f"run {run_id} {ending.status} in {took}{reason}", style="good" if good else "warning"
         )
         follow_up = f"tsx show {run_id}" if good else f"tsx show {run_id}, tsx resume {run_id}"
-        output.talk(f"next: {follow_up}")
+        _talk(f"next: {follow_up}")
 
     def _notes(self, event: RunPrepared) -> None:
         """Say what a default decided."""
         if isinstance(notice := event.data.get("notice"), str):
-            output.talk(notice)
+            _talk(notice)
         default = self._config is not None and self._config.optim.warmup_steps is None
         why = " (default: 10,000 or a tenth of the run, whichever is less)" if default else ""
-        output.talk(f"warm-up: {event.warmup_steps} steps{why}")
+        _talk(f"warm-up: {event.warmup_steps} steps{why}")
 
 
 class LiveView(PlainView):
@@ -107,6 +111,27 @@ class LiveView(PlainView):
             self._progress.stop()
             self._progress = None
         super().finish(run_id, ending)
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Go on where nobody reads any more or a log's disk is full: the training goes on too."""
+    try:
+        yield
+    except OSError:
+        output.abandon_broken()
+
+
+def _data(text: str) -> None:
+    """Write a line to stdout, if anybody reads it."""
+    with _unheard():
+        output.data(text)
+
+
+def _talk(text: str, *, style: output.Style = "") -> None:
+    """Write a line to stderr, if anybody reads it."""
+    with _unheard():
+        output.talk(text, style=style)
 
 
 def make_view() -> PlainView:

@@ -54,6 +54,7 @@ def overview(
 
 def run() -> None:
     """Run the command line of this process and exit with its status."""
+    output.open_missing()
     sys.exit(main(sys.argv[1:]))
 
 
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> int:
     except SystemExit:
         raise
     except BrokenPipeError:
-        output.abandon_stdout()
+        output.abandon_broken()
         return Exit.OK
     except BaseException as error:
         return _report(error, debug=debug)
@@ -128,7 +129,7 @@ def _report(error: BaseException, *, debug: bool) -> int:
     try:
         output.flush()
     except OSError:
-        output.abandon_stdout()
+        output.abandon_broken()
     if debug:
         output.talk("".join(traceback.format_exception(error)).rstrip())
     output.error(report.message, next_command=report.next_command)

@@ -158,14 +158,29 @@ def flush() -> None:
     sys.stderr.flush()
 
 
-def abandon_stdout() -> None:
-    """Stop writing to stdout: its reader is gone, and the interpreter must not fail at exit."""
-    try:
-        sink = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(sink, sys.stdout.fileno())
-        os.close(sink)
-    except (OSError, ValueError):
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it lives as long as the process
+def abandon_broken() -> None:
+    """Stop writing where it fails: its reader is gone, and the exit of Python must not fail too."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            _abandon(stream)
+
+
+def open_missing() -> None:
+    """Give a process that was started with closed streams /dev/null in their place.
+
+    Else the next file that it opens would get the number of one of them, and what is printed.
+    """
+    while (sink := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(sink, True)
+    os.close(sink)
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -186,6 +201,18 @@ def terminal_size() -> tuple[int, int]:
     """Return columns and rows of the terminal, 80x24 where there is none."""
     size = shutil.get_terminal_size()
     return size.columns, size.lines
+
+
+def _abandon(stream: TextIO) -> None:
+    """Let what a stream still has go to nobody."""
+    try:
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, stream.fileno())
+        os.close(sink)
+        stream.flush()
+    except (OSError, ValueError):
+        name = "stdout" if stream is sys.stdout else "stderr"
+        setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - it lives as long as the process
 
 
 def _show_control(match: re.Match[str]) -> str:

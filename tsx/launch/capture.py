@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -58,12 +59,12 @@ class CappedStream(io.TextIOBase):
 
     def flush(self) -> None:
         """Push what has been written; an unfinished line waits for its end."""
-        with self._lock:
+        with self._lock, suppress(OSError):
             self._target.flush()
 
     def finish(self) -> None:
         """Write the unfinished line and say how much was dropped."""
-        with self._lock:
+        with self._lock, suppress(OSError):
             if self._pending:
                 self._put(self._pending)
                 self._pending = ""
@@ -78,8 +79,11 @@ class CappedStream(io.TextIOBase):
             self.dropped_bytes += size
             return
         self._left -= size
-        self._target.write(clean)
-        self._target.flush()
+        try:
+            self._target.write(clean)
+            self._target.flush()
+        except OSError:  # a full disk: what a run prints must not end it
+            self.dropped_bytes += size
 
 
 def redirect(redactor: Redactor) -> tuple[CappedStream, CappedStream]:
@@ -104,6 +108,19 @@ def seal(folder: Path, redactor: Redactor) -> None:
         if size > len(kept):
             clean += f"\n[{size - len(kept):,} bytes dropped at the cap]\n"
         if clean != text:
-            partial = path.with_suffix(".partial")
-            partial.write_text(clean, encoding="utf-8")
-            partial.replace(path)
+            _replace(path, clean.encode("utf-8", "replace"))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put content in a file's place; on a full disk as much as the file has room for already."""
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError), path.open("r+b") as log:
+            content = content[: path.stat().st_size]
+            log.write(content)
+            log.truncate(len(content))
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -71,7 +71,10 @@ def start_detached(plans: Sequence[RunPlan], provenance: Provenance, home: Path,
         log.parent.mkdir(parents=True, exist_ok=True)
         stream = log.open("ab")
     except OSError as error:
-        raise RegistryError(f"cannot write {log}: {error.strerror}") from error
+        raise RegistryError(
+            f"cannot write {log}: {error.strerror}",
+            next_command="TSX_HOME=/a/folder/with/room tsx run ...",
+        ) from error
     with stream:
         process = subprocess.Popen(
             [sys.executable, "-m", "tsx.launch.detached"],

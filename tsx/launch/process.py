@@ -18,7 +18,7 @@ import msgspec
 import psutil
 
 from tsx.launch.exit_reason import Ending, count_oom_kills, explain_exit
-from tsx.launch.worker import Order
+from tsx.launch.worker import Order, Report
 
 
 class TrainingProcess:
@@ -29,7 +29,12 @@ class TrainingProcess:
         self._oom_kills_before = count_oom_kills()
         self._usage_kib = 0
         with (folder / "stdout.log").open("ab") as out, (folder / "stderr.log").open("ab") as err:
-            self._process = _spawn(order, out, err)
+            self._report_fd, write_end = os.pipe()
+            try:
+                order = msgspec.structs.replace(order, report_fd=write_end)
+                self._process = _spawn(order, out, err)
+            finally:
+                os.close(write_end)
         self.pid = self._process.pid
         self.returncode: int | None = None
 
@@ -48,6 +53,16 @@ class TrainingProcess:
         if self.returncode is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+    def read_report(self) -> Report | None:
+        """Return, once, what the process said at its very end; None if it could not."""
+        os.set_blocking(self._report_fd, False)  # whom it forked may hold the other end open
+        try:
+            with os.fdopen(self._report_fd, "rb") as pipe:
+                said = pipe.read() or b""
+            return msgspec.json.decode(said, type=Report)
+        except (OSError, msgspec.MsgspecError):
+            return None
 
     def ending(self) -> Ending:
         """Explain an exit that left no RunEnded behind."""

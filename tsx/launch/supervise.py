@@ -7,7 +7,6 @@ registry has.
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import time
@@ -20,7 +19,8 @@ from typing import Protocol
 import msgspec
 
 from registry.captured import read_output
-from registry.events import Event, RunEnded, RunStarted
+from registry.errors import StoreError
+from registry.events import Event, RunEnded, RunStarted, Status
 from registry.journal import iter_events
 from registry.liveness import LockHeld, RunLock
 from registry.store import Recorder
@@ -31,7 +31,7 @@ from tsx.launch.exit_reason import Ending
 from tsx.launch.plan import RunPlan
 from tsx.launch.process import TrainingProcess
 from tsx.launch.provenance import Provenance
-from tsx.launch.worker import Order
+from tsx.launch.worker import Order, Report
 
 POLL_S = 0.05
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -70,6 +70,8 @@ class Supervisor:
         self._detached = detached
         self._process: TrainingProcess | None = None
         self._stopping = 0
+        self._signal = signal.SIGTERM  # the last one that asked to stop
+        self._fault = ""  # why there is no process
 
     def run_all(self, plans: Sequence[RunPlan], provenance: Provenance) -> list[Ending]:
         """Run every plan; a failed one does not stop the rest, a stop signal does."""
@@ -87,29 +89,22 @@ class Supervisor:
         """Continue a run from its last checkpoint; `command` is recorded as what was typed.
 
         Raises:
-            ConfigError: the run is still going, or the trainer refused before it began; the run
-                is left as it was.
+            TsxError: the run is still going, or it ended before it began (refused, interrupted);
+                the run is left as it was.
         """
         folder = self._home / "runs" / run_id
         lock = _lock(folder, run_id)
         start = _size(folder / "events.jsonl")
-        read_end, write_end = os.pipe()
-        order = self._order(config, folder, lock, report_fd=write_end)
+        order = self._order(config, folder, lock)
         order = msgspec.structs.replace(order, resume=True, command=command)
         self._observer.begin(run_id, name, config)
         with self._signals():
-            self._process = TrainingProcess(order, folder)
-            lock.release()
-            os.close(write_end)
-            ending = self._follow(folder, start)
-        with os.fdopen(read_end, "rb") as report:
-            refused = report.read().decode()
-        if _size(folder / "events.jsonl") == start:  # it never began: the run stays as it was
-            reason = refused or self._process.ending().reason
-            raise (
-                ConfigError(reason) if self._process.returncode == Exit.USAGE else TsxError(reason)
-            )
-        ending = ending or self._record_end(folder)
+            self._start(order, folder, lock)
+            said = self._follow(folder, start)
+        report = self._process.read_report() if self._process else None
+        if _size(folder / "events.jsonl") == start and (report is None or not report.begun):
+            raise _refusal(self._explain(report))  # the run stays as it was
+        ending = self._conclude(folder, said, report)
         self._observer.finish(run_id, ending)
         return ending
 
@@ -118,11 +113,23 @@ class Supervisor:
         folder = self._home / "runs" / plan.run_id
         lock = self._record_start(folder, plan, provenance)
         self._observer.begin(plan.run_id, plan.name, plan.config)
-        self._process = TrainingProcess(self._order(plan.config, folder, lock), folder)
-        lock.release()  # the child holds it now
-        ending = self._follow(folder, 0) or self._record_end(folder)
+        self._start(self._order(plan.config, folder, lock), folder, lock)
+        said = self._follow(folder, 0)
+        report = self._process.read_report() if self._process else None
+        ending = self._conclude(folder, said, report)
         self._observer.finish(plan.run_id, ending)
         return ending
+
+    def _start(self, order: Order, folder: Path, lock: RunLock) -> None:
+        """Start the worker, which holds the lock from then on."""
+        self._process = None
+        try:
+            self._process = TrainingProcess(order, folder)
+        except OSError as error:
+            self._fault = f"cannot start a process: {error.strerror or error}"
+        lock.release()
+        if self._process is not None and self._stopping:  # asked while it was being started
+            self._process.send(self._signal)
 
     def _record_start(self, folder: Path, plan: RunPlan, provenance: Provenance) -> RunLock:
         """Make the run's folder and first line; a registry that refuses leaves no trace.
@@ -148,9 +155,7 @@ class Supervisor:
             raise
         return lock
 
-    def _order(
-        self, config: RunConfig, folder: Path, lock: RunLock, *, report_fd: int = -1
-    ) -> Order:
+    def _order(self, config: RunConfig, folder: Path, lock: RunLock) -> Order:
         """Put together what a worker is told."""
         return Order(
             config=configs.to_plain(config),
@@ -158,17 +163,16 @@ class Supervisor:
             home=str(self._home),
             url=self._url,
             lock_fd=lock.fd,
-            report_fd=report_fd,
             detached=self._detached,
         )
 
     def _follow(self, folder: Path, offset: int) -> Ending | None:
         """Show the journal as it grows until the process has exited; return its own last word."""
-        assert self._process is not None
         journal = folder / "events.jsonl"
         ended: RunEnded | None = None
         while True:
-            gone = self._process.poll()  # before reading: the last words come first
+            # Asked before reading: the last words come first.
+            gone = self._process is None or self._process.poll()
             for event, end in iter_events(journal, offset):
                 offset = end
                 ended = event if isinstance(event, RunEnded) else ended
@@ -179,31 +183,43 @@ class Supervisor:
             time.sleep(POLL_S)
         return None if ended is None else Ending(ended.status, ended.reason, ended.exit_code)
 
-    def _record_end(self, folder: Path) -> Ending:
-        """Write the end that a dead process could not write."""
-        assert self._process is not None
-        ending = self._process.ending()
-        lock = _lock(folder, folder.name)
-        with closing(Recorder(folder, self._url)) as recorder:
-            for output in read_output(folder):
-                recorder.emit(output)
-            recorder.emit(
-                RunEnded(
-                    time=time.time(),
-                    status=ending.status,
-                    reason=ending.reason,
-                    exit_code=ending.exit_code,
-                )
-            )
-        lock.release()
-        return ending
+    def _conclude(self, folder: Path, said: Ending | None, report: Report | None) -> Ending:
+        """Return how the run ended, with what of it is not in the registry; record what can be.
+
+        Args:
+            folder: the run's folder.
+            said: the end that is in its journal.
+            report: what the process said through the pipe.
+        """
+        ending, faults = said or self._explain(report), []
+        if report is not None and report.lost:
+            faults.append(f"{report.lost} events could not be written and are lost")
+        if said is None:
+            try:
+                _record_end(folder, self._url, ending)
+            except (StoreError, TsxError, OSError) as error:
+                faults.append(f"its end is not recorded: {error}")
+        if not faults:
+            return ending
+        reason = "; ".join([*filter(None, [ending.reason]), *faults])
+        return Ending(ending.status, reason, ending.exit_code or Exit.REGISTRY)
+
+    def _explain(self, report: Report | None) -> Ending:
+        """Return the process's own last word, or what its exit tells."""
+        if report is not None:
+            return Ending(report.status, report.reason, report.exit_code)
+        if self._process is None:
+            return Ending(Status.FAILED, self._fault, Exit.FAILED)
+        return self._process.ending()
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """Pass stop signals on to the child; a second Ctrl-C kills it."""
         before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         for number in STOP_SIGNALS:
-            ignore = self._detached and number == signal.SIGHUP
+            # Under nohup a hangup is ignored already, and stays so.
+            unheard = self._detached or before[number] is signal.SIG_IGN
+            ignore = unheard and number == signal.SIGHUP
             signal.signal(number, signal.SIG_IGN if ignore else self._on_signal)
         try:
             yield
@@ -213,9 +229,10 @@ class Supervisor:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._stopping += 1
+        self._signal = signal.Signals(number)
         if self._process is not None:
             again = self._stopping > 1 and number == signal.SIGINT
-            self._process.send(signal.SIGKILL if again else signal.Signals(number))
+            self._process.send(signal.SIGKILL if again else self._signal)
 
 
 def _lock(folder: Path, run_id: str) -> RunLock:
@@ -226,6 +243,40 @@ def _lock(folder: Path, run_id: str) -> RunLock:
         raise ConfigError(
             f"run {run_id} is still going", next_command=f"tsx show {run_id}"
         ) from None
+    except OSError as error:
+        raise RegistryError(
+            f"run {run_id} cannot be locked: {folder}: {error.strerror}",
+            next_command="make its folder writable, or set TSX_HOME to the one that holds it",
+        ) from error
+
+
+def _record_end(folder: Path, url: str, ending: Ending) -> None:
+    """Write the end that a process could not write; nothing where a resume goes on with it."""
+    try:
+        lock = RunLock.acquire(folder)
+    except LockHeld:
+        return
+    try:
+        with closing(Recorder(folder, url)) as recorder:
+            for output in read_output(folder):
+                recorder.emit(output)
+            recorder.emit(
+                RunEnded(
+                    time=time.time(),
+                    status=ending.status,
+                    reason=ending.reason,
+                    exit_code=ending.exit_code,
+                )
+            )
+    finally:
+        lock.release()
+
+
+def _refusal(ending: Ending) -> TsxError:
+    """Return the error for a resume that did not begin, with the status the process ended with."""
+    error = TsxError(ending.reason)
+    error.exit_code = Exit(ending.exit_code)
+    return error
 
 
 def _run_started(plan: RunPlan, provenance: Provenance) -> RunStarted:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,6 +33,8 @@ from tsx.errors import Diverged, Exit, OutOfMemory, TsxError
 from tsx.launch.capture import redirect, seal
 from tsx.launch.exit_reason import EXIT_OF_STATUS, Ending
 
+REASON_CHARS = 4000  # far below what a pipe holds, so that writing it never waits
+
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What the supervisor asks for, sent as JSON on stdin."""
@@ -46,6 +49,16 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     detached: bool = False
     dry_run: bool = False
     command: tuple[str, ...] = ()
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What the supervisor is told through a pipe at the end, should the disk be full."""
+
+    status: Status
+    reason: str
+    exit_code: int
+    begun: bool = True  # False: it refused before it changed anything
+    lost: int = 0  # events that could be written nowhere
 
 
 class StopRequest(threading.Event):
@@ -110,13 +123,14 @@ def main() -> int:
     redactor = Redactor.from_environ(os.environ)
     faulthandler.enable(file=2)
     streams = redirect(redactor)
-    sink = StepWatch(Recorder(folder, order.url), order.command)
+    recorder = Recorder(folder, order.url)
+    sink = StepWatch(recorder, order.command)
     ending = _train(order, sink, stop)
     for stream in streams:
         stream.finish()
     if order.resume and not sink.begun:
         sink.close()
-        os.write(order.report_fd, ending.reason.encode())
+        _report(order, ending, recorder.lost, begun=False)
         return ending.exit_code
     seal(folder, redactor)
     for output in read_output(folder):
@@ -131,8 +145,22 @@ def main() -> int:
         )
     )
     sink.close()
+    _report(order, ending, recorder.lost)
     lock.release()
     return ending.exit_code
+
+
+def _report(order: Order, ending: Ending, lost: int, *, begun: bool = True) -> None:
+    """Tell the supervisor, if it is still there; bounded, for nobody reads before the end."""
+    report = Report(
+        status=ending.status,
+        reason=ending.reason[:REASON_CHARS],
+        exit_code=ending.exit_code,
+        begun=begun,
+        lost=lost,
+    )
+    with suppress(OSError):
+        os.write(order.report_fd, msgspec.json.encode(report))
 
 
 def _train(order: Order, sink: EventSink, stop: StopRequest) -> Ending:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import subprocess
 import sys
 
 import pytest
@@ -197,3 +198,22 @@ def test_closed_stream_is_no_terminal():
     stream = io.StringIO()
     stream.close()
     assert not output.is_terminal(stream)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("verb", ["--version", "runs", "show nothing"])
+def test_closed_streams_change_nothing_but_what_is_seen(closed, verb):
+    line = f'"$0" -m tsx {verb} {closed}'
+    done = subprocess.run(["sh", "-c", line, sys.executable], capture_output=True, text=True)
+    assert done.returncode == (1 if verb == "show nothing" else 0)
+    assert "Traceback" not in done.stderr
+
+
+def test_what_nobody_reads_goes_nowhere(monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    script = "from tsx.cli import output\nimport os\n"
+    script += "ends = os.pipe(); os.close(ends[0]); os.dup2(ends[1], 1)\n"
+    script += "output.data('lost')\noutput.abandon_broken()\noutput.data('x' * 100)\n"
+    script += "output.flush()\noutput.talk('still here')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "still here\n")

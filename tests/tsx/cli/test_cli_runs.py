@@ -144,3 +144,11 @@ def test_a_run_whose_process_is_gone_shows_as_killed(tsx, three, tmp_path):
     assert runs["dddddddd"]["status"] == "killed"
     assert runs["dddddddd"]["reason"]
     assert runs["dddddddd"]["metrics"] == runs["aaaaaaaa"]["metrics"]
+
+
+def test_a_name_and_tags_of_any_length_leave_the_table_readable(tsx, record):
+    record("aaaaaaaa", "n" * 100_000, {"train/loss": [1.0]}, tags=("t" * 100_000,))
+    done = tsx("runs")
+    assert max(map(len, done.out.splitlines())) < 1000
+    assert "more characters" in done.out or "characters)" in done.out
+    assert json.loads(tsx("runs", "--json").out)["runs"][0]["name"] == "n" * 100_000

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pytest
+
 from registry.redact import Redactor
 from tsx.launch.capture import CAP_BYTES, FOOTER_BYTES, CappedStream, seal
 
@@ -70,3 +72,31 @@ def test_sealing_leaves_a_clean_log_alone(tmp_path: Path) -> None:
     before = log.stat().st_ino
     seal(tmp_path, Redactor([SECRET]))
     assert (log.read_text(), log.stat().st_ino) == ("fine\n", before)
+
+
+class FullDisk(io.StringIO):
+    """A log on a disk without room."""
+
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_ends_no_training_that_prints() -> None:
+    stream = CappedStream(FullDisk(), Redactor())
+    stream.write("a line\n")
+    stream.flush()
+    stream.finish()
+    assert stream.dropped_bytes == len("a line\n")
+
+
+def test_a_full_disk_keeps_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "stderr.log"
+    log.write_text(f"before {SECRET} after\n")
+
+    def fail(path: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    seal(tmp_path, Redactor([SECRET]))
+    assert log.read_text() == "before [redacted] after\n"[: len(f"before {SECRET} after\n")]
+    assert [path.name for path in tmp_path.iterdir()] == ["stderr.log"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -42,9 +43,12 @@ class Home:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.env = {**os.environ, "TSX_HOME": str(path), "NO_COLOR": "1"}
-        self.env.pop("TSX_REGISTRY", None)
+        for name in ("TSX_REGISTRY", "PYTHONUNBUFFERED"):
+            self.env.pop(name, None)
 
-    def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, at_birth: Callable[[], object] | None = None, **env: str
+    ) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "tsx", *arguments],
             env={**self.env, **env},
@@ -52,6 +56,7 @@ class Home:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=at_birth,
         )
 
     def tsx(self, *arguments: str, **env: str) -> tuple[int, str, str]:
@@ -111,10 +116,12 @@ def count_steps(home: Home, run_id: str) -> int:
     )
 
 
-def start_endless(home: Home, *extra: str) -> tuple[subprocess.Popen[str], str]:
+def start_endless(
+    home: Home, *extra: str, at_birth: Callable[[], object] | None = None
+) -> tuple[subprocess.Popen[str], str]:
     """Start a run that never ends by itself; return once it has taken a few steps."""
     before = {path.name for path in (home.path / "runs").glob("*")}
-    process = home.start("run", "sanity", *sets(*ENDLESS), *extra)
+    process = home.start("run", "sanity", *sets(*ENDLESS), *extra, at_birth=at_birth)
 
     def find_new() -> str:
         names = {path.name for path in (home.path / "runs").glob("*")} - before
@@ -318,6 +325,62 @@ def test_secrets_of_the_environment_are_nowhere_below_the_home(home: Home) -> No
         if path.is_file() and secret.encode() in path.read_bytes()
     ]
     assert holders == []
+
+
+def test_lines_come_as_they_are_recorded_and_a_reader_that_leaves_stops_nothing(home: Home) -> None:
+    process, run_id = start_endless(home)
+    assert process.stdout is not None
+    assert any(line.startswith("step=") for line in process.stdout)
+    process.stdout.close()
+    seen = count_steps(home, run_id)
+    wait_for(lambda: count_steps(home, run_id) > seen + 50)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=WAIT_S) == 130
+    process.communicate(timeout=WAIT_S)
+
+
+def test_under_nohup_a_hangup_is_ignored(home: Home) -> None:
+    process, run_id = start_endless(
+        home, at_birth=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    )
+    process.send_signal(signal.SIGHUP)
+    seen = count_steps(home, run_id)
+    wait_for(lambda: count_steps(home, run_id) > seen + 20)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=WAIT_S)
+    run = next(run for run in home.list_runs() if run["id"] == run_id)
+    assert "SIGTERM" in run["reason"]
+
+
+def test_a_disk_that_fills_up_stops_no_training_and_what_is_lost_is_said(home: Home) -> None:
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (160_000, 160_000))
+
+    process = home.start(
+        *("run", "sanity", "--name", "overfull"),
+        *sets("train.steps=400", "train.checkpoint_every=0"),
+        at_birth=limit_files,
+        TSX_HOME=str(home.path / "small"),
+    )
+    _, err = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 3, err
+    assert "completed" in err
+    assert "events could not be written and are lost" in err
+    assert "its end is not recorded" in err
+
+
+def test_a_resume_in_a_folder_without_a_place_for_its_lock_is_refused(home: Home) -> None:
+    status, _, err = home.tsx("run", "sanity", "--name", "unlockable", *sets("train.steps=1"))
+    assert status == 0, err
+    run = next(run for run in home.list_runs() if run["name"] == "unlockable")
+    lock = home.path / "runs" / run["id"] / "lock"
+    lock.unlink()
+    lock.mkdir()
+    status, _, err = home.tsx("resume", "unlockable", "--set", "train.steps=2")
+    assert status == 3
+    assert "cannot be locked" in err
+    assert "Traceback" not in err
 
 
 def _series(home: Home) -> Path:
