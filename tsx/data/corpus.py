@@ -42,6 +42,7 @@ class Corpus:
     val: WindowSet | None
     ood: WindowSet | None
     overlap: tuple[str, ...]  # data sets left out of training because they are OOD
+    leaks: tuple[str, ...]  # those of them that [data] asks to train on, or names nowhere
     fingerprints: dict[str, dict[str, str]]  # "train" and "ood": data set to its own fingerprint
 
     def describe(self) -> dict[str, Any]:
@@ -113,6 +114,7 @@ def _build(
         val=val_set,
         ood=ood_set,
         overlap=overlap,
+        leaks=_list_leaks(config, overlap),
         fingerprints={
             "train": {dataset.name: dataset.fingerprint for dataset in train},
             "ood": {dataset.name: dataset.fingerprint for dataset in ood},
@@ -214,6 +216,17 @@ def _leave_out(
         else:
             train.append(dataset)
     return train, tuple(overlap)
+
+
+def _list_leaks(config: DataConfig, overlap: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the data sets left out of training that `ood_include` alone did not set apart.
+
+    Where `include` is empty, `ood_include` says how one folder is divided: nothing leaks but a
+    copy under another name.
+    """
+    if config.include or config.ood_path is not None:
+        return overlap
+    return tuple(name for name in overlap if not matches(name, config.ood_include))
 
 
 def _check_finite(datasets: Sequence[DataSet]) -> None:

@@ -26,7 +26,7 @@ class DataFacts:
     has_val: bool = True
     has_ood: bool = True
     is_demo: bool | None = None
-    overlap: tuple[str, ...] = ()  # data sets of the training folder left out because they are OOD
+    leaks: tuple[str, ...] = ()  # OOD data sets that the config asks to train on all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,11 +210,11 @@ def _check_amounts(config: RunConfig, facts: DataFacts) -> Iterator[Remark]:
 
 
 def _check_leak(config: RunConfig, facts: DataFacts) -> Iterator[Remark]:
-    if facts.overlap:
+    if facts.leaks:
         yield Remark(
             "data.ood_path" if config.data.ood_path else "data.ood_include",
             "series of the OOD set were also in the training set; they are left out of training",
-            {"data_sets": list(facts.overlap)},
+            {"data_sets": list(facts.leaks)},
             "exclude them from training with data.exclude",
             phase="data",
         )

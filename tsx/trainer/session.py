@@ -255,7 +255,7 @@ def _announce_remarks(session: Session, peak: Peak) -> None:
         has_val=corpus.val is not None,
         has_ood=corpus.ood is not None,
         is_demo=corpus.is_demo,
-        overlap=corpus.overlap,
+        leaks=corpus.leaks,
     )
     for finding in lint(config, facts, time=telemetry.now()):
         telemetry.emit(finding)

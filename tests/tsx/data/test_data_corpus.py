@@ -99,6 +99,29 @@ def test_ood_by_glob(root):
     assert "finance/fx" in corpus.notice
 
 
+@pytest.mark.parametrize(
+    ("asked", "leaks"),
+    [
+        ({"ood_include": ("finance/*",)}, ()),
+        ({"ood_include": ("finance/*",), "include": ("energy", "finance")}, ("finance/fx",)),
+        ({"ood_path": "finance"}, ("finance/fx",)),
+    ],
+)
+def test_dividing_a_folder_is_no_leak_but_asking_for_both_is(root, asked, leaks):
+    if "ood_path" in asked:
+        asked = {"ood_path": str(root / asked["ood_path"])}
+    corpus = open_at(root, **asked)
+    assert corpus.overlap == ("finance/fx",)
+    assert corpus.leaks == leaks
+
+
+def test_copy_of_an_ood_data_set_under_another_name_is_a_leak(root):
+    shutil.copytree(root / "finance" / "fx", root / "web" / "copy")
+    corpus = open_at(root, ood_include=("finance/*",))
+    assert corpus.overlap == ("finance/fx", "web/copy")
+    assert corpus.leaks == ("web/copy",)
+
+
 def test_ood_that_was_not_selected_anyway_is_no_overlap(root):
     corpus = open_at(root, include=("energy",), ood_include=("finance",))
     assert corpus.ood.domains == ("finance",)

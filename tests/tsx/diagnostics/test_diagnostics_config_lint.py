@@ -93,7 +93,7 @@ def test_warmup_says_what_is_reached():
 
 
 def test_ood_series_in_the_training_set():
-    facts = DataFacts(overlap=("finance/exchange_rate",))
+    facts = DataFacts(leaks=("finance/exchange_rate",))
     (finding,) = found(facts, data__ood_include=["finance/*"])
     assert (finding.module, finding.phase) == ("data.ood_include", "data")
     assert finding.evidence == {"data_sets": ["finance/exchange_rate"]}
