@@ -46,6 +46,13 @@ class PeakMemory:
         return read_peak_rss_gib()
 
 
+def read_capacity_gib(device: torch.device) -> float:
+    """Return all the memory a process could ever have on a device, swap included on a host."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory) / GIB
+    return float(psutil.virtual_memory().total + psutil.swap_memory().total) / GIB
+
+
 def read_rss_gib() -> float:
     """Return the resident set of this process now."""
     return float(psutil.Process().memory_info().rss) / GIB

@@ -9,9 +9,36 @@ import torch
 
 from tsx.config import RunConfig
 from tsx.errors import OutOfMemory
+from tsx.model.size import count_params
+from tsx.perf.memory import GIB, read_capacity_gib
 
 # A host without memory is a plain RuntimeError of torch's CPU allocator; MPS has no class either.
 SIGNS = ("DefaultCPUAllocator", "can't allocate memory", "MPS backend out of memory")
+
+
+# fp32 weights, gradients and the two moments of AdamW; activations come on top.
+BYTES_PER_PARAM = 16
+
+
+def check_capacity(config: RunConfig, device: torch.device) -> None:
+    """Refuse a model whose weights and their training state no memory here could ever hold.
+
+    Without this a model of absurd size is built for minutes, or until the host swaps, before the
+    allocator gives up.
+
+    Raises:
+        OutOfMemory: names the size, the memory there is and the keys that decide it.
+    """
+    total = count_params(config.model).total
+    needed, capacity = total * BYTES_PER_PARAM / GIB, read_capacity_gib(device)
+    if needed > capacity:
+        model = config.model
+        raise OutOfMemory(
+            f"[model] hidden_size={model.hidden_size}, num_layers={model.num_layers}, "
+            f"num_experts={model.num_experts}: {total:,} parameters need {needed:,.1f} GiB to "
+            f"train, {device.type} has {capacity:,.1f} GiB",
+            next_command="--set model.hidden_size=N  (a smaller one), or fewer layers or experts",
+        )
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from tsx.perf.peaks import Peak, get_peak
 from tsx.perf.timing import IntervalTimer
 from tsx.trainer import optim, rng
 from tsx.trainer.checkpoint import Best, CheckpointFolder, CheckpointState
+from tsx.trainer.memory_errors import check_capacity
 from tsx.trainer.resume import (
     ResumePoint,
     check_resumable,
@@ -87,9 +88,10 @@ def prepare(
     Raises:
         ConfigError: a device that is not there, or a resume that is refused.
         DataError: series that cannot be read as the run needs them.
-        TsxError: checkpoints are asked for and the run's folder cannot be written.
+        OutOfMemory: the model alone is larger than the memory there is.
     """
     device = resolve_device(config.train.device)
+    check_capacity(config, device)
     memory = PeakMemory(device)
     corpus = open_corpus(config.data, home=home, patch_len=config.model.patch_len)
     torch.manual_seed(config.train.seed)

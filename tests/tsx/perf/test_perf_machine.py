@@ -15,7 +15,13 @@ import torch
 from tsx.config import Device, Precision
 from tsx.errors import ConfigError
 from tsx.perf.device import find_device_name, resolve_device, resolve_precision, synchronize
-from tsx.perf.memory import GIB, PeakMemory, read_peak_rss_gib, read_rss_gib
+from tsx.perf.memory import (
+    GIB,
+    PeakMemory,
+    read_capacity_gib,
+    read_peak_rss_gib,
+    read_rss_gib,
+)
 from tsx.perf.system import SystemSampler
 
 pytestmark = pytest.mark.trainer
@@ -68,6 +74,13 @@ def test_the_cpu_has_a_name() -> None:
     assert name
     assert "\n" not in name
     synchronize(CPU)
+
+
+def test_capacity_is_the_memory_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_rss_gib() < read_capacity_gib(CPU) < 1e6
+    facts = SimpleNamespace(total_memory=80 * GIB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
+    assert read_capacity_gib(torch.device("cuda", 0)) == 80
 
 
 def test_peak_covers_an_allocation_that_is_gone() -> None:

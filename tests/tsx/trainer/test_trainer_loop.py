@@ -8,7 +8,7 @@ import torch
 
 from registry.events import Metrics, RunPrepared, Severity, Status
 from tsx.errors import ConfigError, DataError, OutOfMemory, TsxError
-from tsx.trainer import loop, memory_errors, step
+from tsx.trainer import loop, memory_errors, session, step
 from tsx.trainer.loop import rehearse
 
 pytestmark = pytest.mark.trainer
@@ -223,6 +223,25 @@ def test_other_runtime_errors_are_not_out_of_memory(lab):
 def test_real_host_out_of_memory_is_recognised(lab):
     with pytest.raises(OutOfMemory), memory_errors.explain_out_of_memory(lab.config()):
         torch.empty(2**60)
+
+
+@pytest.mark.parametrize(
+    "absurd",
+    [
+        {"model__hidden_size": 1_000_000},
+        {"model__num_layers": 2**31 - 1},
+        {"model__num_experts": 2**31 - 1},
+        {"model__horizons": [2**31 - 1]},
+        {"model__d_ff": 2**31 - 1},
+    ],
+)
+def test_model_larger_than_the_machine_is_refused_before_it_is_built(lab, monkeypatch, absurd):
+    monkeypatch.setattr(session, "build_forecaster", lambda *_, **__: pytest.fail("was built"))
+    sink = lab.sink()
+    with pytest.raises(OutOfMemory, match=r"parameters need .* GiB") as caught:
+        lab.run(sink=sink, **absurd)
+    assert "hidden_size" in caught.value.next_command
+    assert sink.events == []
 
 
 def test_unwritable_checkpoint_folder_is_an_error_before_the_first_step(lab):
