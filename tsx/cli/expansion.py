@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,14 +23,19 @@ def expand_recipe(
     """
     from recipes.loader import expand, get_recipe, resolve
     from tsx.config import decode
+    from tsx.errors import ConfigError
 
     search = list_recipe_folders()
     plan = resolve(get_recipe(name, search), search, overrides, smoke)
     place = f"recipe {plan.name!r}"
-    return plan, [
-        (suffix, decode(raw, place=f"{place} ({suffix})" if suffix else place))
-        for suffix, raw in expand(plan)
-    ]
+    try:
+        return plan, [
+            (suffix, decode(raw, place=f"{place} ({suffix})" if suffix else place))
+            for suffix, raw in expand(plan)
+        ]
+    except ConfigError as error:
+        error.next_command = error.next_command or f"tsx recipes show {shlex.quote(name)}"
+        raise
 
 
 def list_recipe_folders() -> tuple[Path, ...]:

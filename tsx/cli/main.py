@@ -153,7 +153,8 @@ def _explain_usage(error: BaseException) -> _Report:
     context: Any = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "tsx"
     message = error.format_message() or "missing arguments"  # type: ignore[attr-defined]
-    return _Report(message, f"{path} --help", Exit.USAGE)
+    # What Typer adds to a missing argument that has no message of its own.
+    return _Report(message.removesuffix(" None: "), f"{path} --help", Exit.USAGE)
 
 
 def _explain_foreign(error: BaseException) -> _Report | None:
@@ -163,7 +164,7 @@ def _explain_foreign(error: BaseException) -> _Report | None:
     """
     store, recipe = sys.modules.get("registry.errors"), sys.modules.get("recipes.errors")
     if recipe is not None and isinstance(error, recipe.RecipeFileError):
-        return _Report(error.message, error.next_command, Exit.USAGE)
+        return _Report(error.message, error.next_command or "tsx recipes", Exit.USAGE)
     if store is not None and isinstance(error, store.UnknownRun):
         near = f"; nearest: {', '.join(error.nearest)}" if error.nearest else ""
         return _Report(f"{error.message}{near}", "tsx runs", Exit.FAILED)

@@ -31,6 +31,7 @@ def command(
     from registry.recover import recover
     from tsx.cli.live import make_view
     from tsx.config import decode
+    from tsx.errors import ConfigError
     from tsx.launch.supervise import Supervisor
 
     asked = list(overrides or []) + ([f"train.device={device}"] if device else [])
@@ -42,7 +43,11 @@ def command(
     recover(home, url)
     with Reader.open(url) as reader:
         detail = reader.get_detail(reader.get_run(run).id)
-    config = decode(_lay_over(detail.config, given.values), place=f"run {detail.run.id}")
+    try:
+        config = decode(_lay_over(detail.config, given.values), place=f"run {detail.run.id}")
+    except ConfigError as error:
+        error.next_command = error.next_command or f"tsx show {detail.run.id}"
+        raise
     ending = Supervisor(home, url, make_view()).resume(
         detail.run.id, detail.run.name, config, ("tsx", *sys.argv[1:])
     )
