@@ -33,7 +33,11 @@ def command(
     tag: Annotated[list[str] | None, typer.Option(help="Tag; may be repeated.")] = None,
     note: Annotated[str, typer.Option(help="A sentence to remember it by.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "",
-    data: Annotated[str, typer.Option(metavar="PATH", help="Series to train on.")] = "",
+    data: Annotated[str | None, typer.Option(metavar="PATH", help="Series to train on.")] = None,
+    allow_nonfinite: Annotated[
+        bool,
+        typer.Option("--allow-nonfinite", help="Leave NaN and infinity in the data out."),
+    ] = False,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Shrink to under a minute, through the same code.")
     ] = False,
@@ -53,8 +57,8 @@ def command(
     asked = list(overrides or [])
     asked += [f"train.seed={seed}"] if seed is not None else []
     asked += [f"train.device={device}"] if device else []
-    # An absolute path is no TOML value, so it is taken as the text it is.
-    asked += [f"data.path={os.path.abspath(Path(data).expanduser())}"] if data else []
+    asked += [f"data.path={_name_path(data)}"] if data is not None else []
+    asked += ["data.allow_nonfinite=true"] if allow_nonfinite else []
     plans = _plan(recipe, asked, seeds, name, tuple(tag or ()), note, smoke=smoke)
     home = find_home()
     url = find_url(home)
@@ -63,6 +67,15 @@ def command(
     if detach:
         return _detach(plans, home, url)
     return _train(plans, home, url)
+
+
+def _name_path(data: str) -> str:
+    """Return the path as --set takes it: an absolute one is no TOML value, but text as it is."""
+    if not data:
+        from tsx.errors import ConfigError
+
+        raise ConfigError("--data is empty", next_command="--data PATH, or leave it out")
+    return os.path.abspath(Path(data).expanduser())
 
 
 def _plan(

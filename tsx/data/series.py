@@ -139,7 +139,7 @@ class DataSet:
         return DataError(
             f"{self.place}: series {series} is {value} at point {position} of "
             f"{self.length_S[series]}",
-            next_command="add --set data.allow_nonfinite=true to leave such points out, or "
+            next_command="add --allow-nonfinite to leave such points out, or "
             f"--set 'data.exclude=[\"{self.name}\"]'",
         )
 

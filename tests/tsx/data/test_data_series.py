@@ -143,7 +143,7 @@ def test_nonfinite_is_named(tmp_path, make_set, monkeypatch, bad):
     folder = make_set(tmp_path / "a" / "b", series, shards=2)
     with pytest.raises(DataError, match=f"'a/b': series 3 is {bad} at point 9 of 13") as caught:
         open_dataset("a/b", folder, MapPool()).check_finite()
-    assert "allow_nonfinite" in caught.value.next_command
+    assert "--allow-nonfinite" in caught.value.next_command
 
 
 def test_nonfinite_between_series_is_nobodys(tmp_path, make_set):
