@@ -111,7 +111,8 @@ class DataConfig(_Section, frozen=True, kw_only=True):
     scaling_scope: ScalingScope = ScalingScope.SERIES
     val_split: Fraction = 0.01  # share of the series held out (never of the windows)
     allow_nonfinite: bool = False  # mask non-finite points instead of refusing them
-    demo_series: PositiveInt = 64  # series per demo data set, when the demo corpus is used
+    # Series per demo data set, when the demo corpus is used. 10,000 are about a gigabyte on disk.
+    demo_series: Annotated[int, Meta(ge=1, le=10_000)] = 64
 
 
 class ModelConfig(_Section, frozen=True, kw_only=True):

@@ -92,6 +92,7 @@ def test_odd_names_are_unknown(key):
         ("data", "include", ["a", 3], "include=['a', 3]: expected `str`, got `int`"),
         ("data", "path", 3, "path=3: expected `str`, got `int`"),
         ("data", "allow_nonfinite", 1, "expected `bool`, got `int`"),
+        ("data", "demo_series", 10_001, "demo_series=10001: expected `int` <= 10000"),
         ("data", "source", "hub", "valid: auto, time300b, demo"),
         ("model", "horizons", [0], "horizons=[0]: expected `int` >= 1"),
         ("model", "horizons", [1, True], "expected `int`, got `bool`"),
