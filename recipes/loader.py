@@ -98,7 +98,7 @@ def list_presets() -> list[RecipeInfo]:
 
 
 def find_recipe(name_or_path: str, search: Sequence[Path] = ()) -> Recipe | None:
-    """Return the recipe of that name or path, or None when there is none.
+    """Return the recipe of that name or path, or "preset:NAME"; None when there is none.
 
     Raises:
         RecipeFileError: it is there and cannot be read.
@@ -108,7 +108,7 @@ def find_recipe(name_or_path: str, search: Sequence[Path] = ()) -> Recipe | None
 
 
 def get_recipe(name_or_path: str, search: Sequence[Path] = ()) -> Recipe:
-    """Return the recipe of that name or path.
+    """Return the recipe of that name or path, or "preset:NAME".
 
     Raises:
         RecipeFileError: there is none (with the nearest names), or it cannot be read.
@@ -116,6 +116,10 @@ def get_recipe(name_or_path: str, search: Sequence[Path] = ()) -> Recipe:
     recipe = find_recipe(name_or_path, search)
     if recipe is not None:
         return recipe
+    if name_or_path.startswith(PRESET_PREFIX):
+        preset, known = name_or_path.removeprefix(PRESET_PREFIX), _iter_files(PRESETS)
+        nearest = offer(preset, {path.stem for path in known})
+        raise RecipeFileError(f"no preset {show(preset)}{nearest}", next_command="tsx recipes")
     if _is_path(name_or_path):
         raise RecipeFileError(f"no recipe file {show(name_or_path)}", next_command="tsx recipes")
     names = [path.stem for folder in (BUILT_IN, *search) for path in _iter_files(folder)]
@@ -230,15 +234,7 @@ def _list_chain(recipe: Recipe, search: Sequence[Path]) -> list[RecipeFile]:
 
 
 def _get_base(name: str, file: RecipeFile, search: Sequence[Path]) -> RecipeFile:
-    """Return what `extends = name` in `file` means: a preset, a path beside it, or a name."""
-    if name.startswith(PRESET_PREFIX):
-        preset = name.removeprefix(PRESET_PREFIX)
-        known = {path.stem: path for path in _iter_files(PRESETS)}
-        if preset not in known:
-            raise RecipeFileError(
-                f"{file.place} [recipe] extends={name!r}: no such preset{offer(preset, known)}"
-            )
-        return read_recipe(known[preset], "preset")
+    """Return what `extends = name` in `file` means: a path beside it, a preset, or a name."""
     beside = os.fspath(file.info.path.parent / name) if _is_path(name) else name
     try:
         return get_recipe(beside, search)
@@ -333,7 +329,9 @@ def _find_path(name: str, search: Sequence[Path]) -> Path | None:
     if _is_path(name):
         path = Path(name).expanduser()
         return path.resolve() if os.path.lexists(path) else None
-    for folder in (BUILT_IN, *search):
+    is_preset = name.startswith(PRESET_PREFIX)
+    name = name.removeprefix(PRESET_PREFIX)
+    for folder in (PRESETS,) if is_preset else (BUILT_IN, *search):
         path = folder / f"{name}.toml"
         if name and path in _iter_files(folder):
             return path.resolve()

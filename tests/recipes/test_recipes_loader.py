@@ -114,6 +114,16 @@ def test_extends_a_preset(folder, write, preset, hidden):
     assert plan.origins["model.hidden_size"] == f"preset '{preset}'"
 
 
+def test_a_preset_is_a_recipe_too():
+    preset = get_recipe("preset:base")
+    assert preset.place == "preset 'base'"
+    assert resolve(preset).raw["model"]["hidden_size"] == 384
+    with pytest.raises(RecipeFileError, match=r"no preset 'bas'; did you mean 'base'"):
+        get_recipe("preset:bas")
+    assert loader.find_recipe("preset:") is None
+    assert loader.find_recipe("preset:sanity") is None
+
+
 def test_unknown_base_and_preset_name_the_file(folder, write):
     write("mine", '[recipe]\nextends = "preset:bse"\n')
     with pytest.raises(RecipeFileError, match=r"recipe 'mine'.*preset:bse.*did you mean 'base'"):
