@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,19 @@ class RebuildReport:
     kept: Path | None  # where the old database is; None when there was none
 
 
-def recover(home: Path, url: str) -> tuple[str, ...]:
+def recover(
+    home: Path, url: str, *, on_fault: Callable[[StoreError], None] | None = None
+) -> tuple[str, ...]:
     """Fold what the database lacks and end the runs whose process is gone.
 
     A dead run gets what its process said and RunEnded(killed) in its journal, then in the database,
     while its lock is held: two readers, or a reader and a resume, never both do it. RunEnded bears
     the time of the last sign of life. A registry that is only locked or read-only is left as it is.
+
+    Args:
+        home: the folder of all runs.
+        url: the registry.
+        on_fault: told why there was something to do and it could not be done.
 
     Returns:
         The ids of the runs that were ended.
@@ -84,7 +91,9 @@ def recover(home: Path, url: str) -> tuple[str, ...]:
             return (*ended, *(run for run in vanished if _presume(engine, known[run])))
         finally:
             engine.dispose()
-    except (StoreLocked, StoreUnavailable):
+    except (StoreLocked, StoreUnavailable) as error:
+        if on_fault is not None:
+            on_fault(error)
         return ()
 
 

@@ -210,10 +210,13 @@ def test_a_locked_registry_is_only_read(home, url, write_run, fold, dead_pid, mo
     monkeypatch.setattr(recover_module, "_LOOK_S", 0.05)
     holder = sqlite3.connect(home / "registry.db", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
-    assert recover(home, url) == ()
+    faults = []
+    assert recover(home, url, on_fault=faults.append) == ()
+    assert [type(fault) for fault in faults] == [StoreLocked]
     holder.execute("COMMIT")
     holder.close()
-    assert recover(home, url) == ("aaaa0000",)
+    assert recover(home, url, on_fault=faults.append) == ("aaaa0000",)
+    assert len(faults) == 1
 
 
 def test_a_disk_that_refuses_the_end(home, url, write_run, fold, get_run, dead_pid, monkeypatch):

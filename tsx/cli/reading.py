@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from registry.errors import StoreError
     from registry.queries import Reader
     from registry.views import RunRow
 
@@ -18,8 +19,15 @@ def open_reader() -> Reader:
 
     home = find_home()
     url = find_url(home)
-    recover(home, url)
+    recover(home, url, on_fault=_warn_stale)
     return Reader.open(url)
+
+
+def _warn_stale(error: StoreError) -> None:
+    """Say that what is shown may be behind the journals."""
+    from tsx.cli import output
+
+    output.warn(f"runs may have ended since, but that cannot be recorded: {error.message}")
 
 
 def to_plain_run(run: RunRow) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 import json
 import math
+import sqlite3
 
 import pytest
 
+import registry.recover
 from registry.events import Status
 from tsx.text import count_cells
 
@@ -152,3 +154,19 @@ def test_a_name_and_tags_of_any_length_leave_the_table_readable(tsx, record):
     assert max(map(len, done.out.splitlines())) < 1000
     assert "more characters" in done.out or "characters)" in done.out
     assert json.loads(tsx("runs", "--json").out)["runs"][0]["name"] == "n" * 100_000
+
+
+def test_a_dead_run_that_cannot_be_ended_is_said(tsx, record, tmp_path, monkeypatch):
+    folder = record("aaaaaaaa", "first", {"train/loss": [1.0]})
+    with (folder / "events.jsonl").open("a") as journal:
+        journal.write('{"type":"heartbeat","time":2e9,"step":3}\n')
+    monkeypatch.setattr(registry.recover, "_LOOK_S", 0.05)
+    holder = sqlite3.connect(tmp_path / "tsx-home" / "registry.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    done = tsx("runs", "--json")
+    holder.close()
+    assert done.status == 0
+    assert len(json.loads(done.out)["runs"]) == 1
+    assert "cannot be recorded: registry" in done.err
+    assert "is locked by" in done.err
+    assert tsx("runs").err == ""
