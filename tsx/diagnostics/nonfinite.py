@@ -52,7 +52,7 @@ def describe(
     # Backward runs from the loss to the input: the last parameter in forward order is its first.
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     bad_grads = _count_bad(dict(reversed(grads.items())))
-    phase, module, cause, fix = _blame(loss, bad_inputs, bad_params, bad_grads)
+    phase, module, cause, fix = _blame(step, loss, bad_inputs, bad_params, bad_grads)
     return Finding(
         time=time,
         kind="non-finite",
@@ -76,7 +76,11 @@ def describe(
 
 
 def _blame(
-    loss: float, bad_inputs: int, bad_params: Mapping[str, int], bad_grads: Mapping[str, int]
+    step: int,
+    loss: float,
+    bad_inputs: int,
+    bad_params: Mapping[str, int],
+    bad_grads: Mapping[str, int],
 ) -> tuple[str, str, str, str]:
     """Return phase, module, cause and fix of the earliest place that is not finite."""
     if bad_inputs:
@@ -88,6 +92,9 @@ def _blame(
         )
     if bad_params:
         name = next(iter(bad_params))
+        if step == 1:
+            cause = "parameters were not finite before the first update: they were drawn so"
+            return "init", name, cause, "lower model.init_std"
         return (
             "optimizer",
             name,

@@ -21,9 +21,9 @@ def make_model(layers=2):
     return model
 
 
-def look(model, *, loss=1.0, grad_norm=1.0, inputs=(), **options):
+def look(model, *, loss=1.0, grad_norm=1.0, inputs=(), step=7, **options):
     return describe(
-        model, loss=loss, grad_norm=grad_norm, inputs=inputs, step=7, time=1.5, **options
+        model, loss=loss, grad_norm=grad_norm, inputs=inputs, step=step, time=1.5, **options
     )
 
 
@@ -53,6 +53,16 @@ def test_bad_weights_are_blamed_before_the_forward_pass():
     finding = look(model, loss=math.nan)
     assert (finding.phase, finding.module) == ("optimizer", "1.bias")
     assert finding.evidence["nonfinite_parameters"] == {"1.bias": 3}
+
+
+def test_weights_that_are_bad_from_the_start_are_no_update_s_fault():
+    model = make_model()
+    with torch.no_grad():
+        model[0].weight.fill_(math.inf)
+    finding = look(model, loss=math.nan, step=1)
+    assert (finding.phase, finding.module) == ("init", "0.weight")
+    assert "update broke" not in finding.cause
+    assert "model.init_std" in finding.fix
 
 
 def test_a_bad_loss_from_good_weights_is_the_forward_pass():
