@@ -94,7 +94,7 @@ def _blame(
         name = next(iter(bad_params))
         if step == 1:
             cause = "parameters were not finite before the first update: they were drawn so"
-            return "init", name, cause, "lower model.init_std"
+            return "config", name, cause, "lower model.init_std"
         return (
             "optimizer",
             name,

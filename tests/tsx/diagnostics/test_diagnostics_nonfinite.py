@@ -60,7 +60,7 @@ def test_weights_that_are_bad_from_the_start_are_no_update_s_fault():
     with torch.no_grad():
         model[0].weight.fill_(math.inf)
     finding = look(model, loss=math.nan, step=1)
-    assert (finding.phase, finding.module) == ("init", "0.weight")
+    assert (finding.phase, finding.module) == ("config", "0.weight")
     assert "update broke" not in finding.cause
     assert "model.init_std" in finding.fix
 
