@@ -124,7 +124,7 @@ def probe_device(timeout_s: float = PROBE_TIMEOUT_S) -> dict[str, Any]:
     """Return what torch sees, asked in a process of its own; `error` where that failed."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _PROBE],
+            [sys.executable, "-P", "-c", _PROBE],
             capture_output=True,
             text=True,
             timeout=timeout_s,

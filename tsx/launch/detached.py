@@ -22,6 +22,7 @@ from tsx.config import RunConfig
 from tsx.errors import RegistryError, TsxError
 from tsx.launch.exit_reason import Ending
 from tsx.launch.plan import RunPlan, decode_plans, encode_plans
+from tsx.launch.process import make_line
 from tsx.launch.provenance import Provenance
 from tsx.launch.supervise import Supervisor
 
@@ -77,7 +78,7 @@ def start_detached(plans: Sequence[RunPlan], provenance: Provenance, home: Path,
         ) from error
     with stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tsx.launch.detached"],
+            make_line("tsx.launch.detached"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stream,

@@ -17,6 +17,7 @@ from typing import IO
 import msgspec
 import psutil
 
+import tsx
 from tsx.launch.exit_reason import Ending, count_oom_kills, explain_exit
 from tsx.launch.worker import Order, Report
 
@@ -77,11 +78,21 @@ class TrainingProcess:
         )
 
 
+def make_line(module: str) -> list[str]:
+    """Return the command that runs one of our modules with this interpreter.
+
+    `-m` alone looks in the current folder first, where a user's `random.py` or `registry.py` would
+    be taken for the real one; -P leaves that folder out, unless it is where tsx itself is.
+    """
+    ours = Path(tsx.__file__).resolve().parent.parent
+    return [sys.executable, *([] if Path.cwd() == ours else ["-P"]), "-m", module]
+
+
 def _spawn(order: Order, out: IO[bytes], err: IO[bytes]) -> subprocess.Popen[bytes]:
     """Start the worker and hand it its order."""
     keep = tuple(fd for fd in (order.lock_fd, order.report_fd) if fd >= 0)
     process = subprocess.Popen(
-        [sys.executable, "-m", "tsx.launch.worker"],
+        make_line("tsx.launch.worker"),
         stdin=subprocess.PIPE,
         stdout=out,
         stderr=err,

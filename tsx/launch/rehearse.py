@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from registry.journal import decode
 from tsx import config as configs
 from tsx.config import RunConfig
 from tsx.errors import ConfigError, Exit, TsxError
+from tsx.launch.process import make_line
 from tsx.launch.worker import Order
 
 
@@ -26,7 +26,7 @@ def iter_rehearsal(config: RunConfig, home: Path) -> Iterator[Event]:
     """
     order = Order(config=configs.to_plain(config), home=str(home), dry_run=True)
     done = subprocess.run(
-        [sys.executable, "-m", "tsx.launch.worker"],
+        make_line("tsx.launch.worker"),
         input=msgspec.json.encode(order),
         capture_output=True,
         check=False,

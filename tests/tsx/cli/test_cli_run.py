@@ -7,6 +7,7 @@ import sqlite3
 
 import pytest
 
+from registry.liveness import RunLock
 from tsx.cli import output
 
 BAD_LINES = {
@@ -92,6 +93,22 @@ def test_an_unknown_run_cannot_be_resumed(tsx, one, no_process):
     done = tsx("resume", "frist")
     assert (done.status, done.out) == (1, "")
     assert done.err == "error: no run 'frist'; nearest: first\nnext: tsx runs\n"
+
+
+def test_a_run_whose_lock_cannot_be_taken_is_not_resumed(tsx, one, no_process):
+    (one / "lock").mkdir()
+    done = tsx("resume", "first", "--set", "train.steps=9")
+    assert (done.status, done.out) == (3, "")
+    assert str(one) in done.err
+    assert "cannot be locked" in done.err
+
+
+def test_a_run_that_is_going_is_not_resumed(tsx, one, no_process):
+    lock = RunLock.acquire(one)
+    done = tsx("resume", "first", "--set", "train.steps=9")
+    lock.release()
+    assert (done.status, done.out) == (2, "")
+    assert "still going" in done.err
 
 
 def test_of_a_repeated_setting_the_last_wins_and_it_is_said(tsx, rehearsed):

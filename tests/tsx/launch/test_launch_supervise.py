@@ -370,17 +370,18 @@ def test_a_disk_that_fills_up_stops_no_training_and_what_is_lost_is_said(home: H
     assert "its end is not recorded" in err
 
 
-def test_a_resume_in_a_folder_without_a_place_for_its_lock_is_refused(home: Home) -> None:
-    status, _, err = home.tsx("run", "sanity", "--name", "unlockable", *sets("train.steps=1"))
-    assert status == 0, err
-    run = next(run for run in home.list_runs() if run["name"] == "unlockable")
-    lock = home.path / "runs" / run["id"] / "lock"
-    lock.unlink()
-    lock.mkdir()
-    status, _, err = home.tsx("resume", "unlockable", "--set", "train.steps=2")
-    assert status == 3
-    assert "cannot be locked" in err
-    assert "Traceback" not in err
+def test_files_of_the_current_folder_are_not_taken_for_modules(home: Home) -> None:
+    folder = home.path / "mine"
+    folder.mkdir()
+    for name in ("random", "registry", "torch"):
+        (folder / f"{name}.py").write_text("raise SystemExit('this is not the real one')")
+    script = "import sys; from tsx.cli.main import run; sys.exit(run())"
+    line = [sys.executable, "-P", "-c", script, "run", "sanity", *sets("train.steps=1")]
+    for flags in ([], ["--dry-run"], ["--detach"]):
+        done = subprocess.run(
+            [*line, *flags], cwd=folder, env=home.env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def _series(home: Home) -> Path:
