@@ -54,9 +54,9 @@ class RouterStats(NamedTuple):
         return -torch.xlogy(self.prob_E, self.prob_E).sum() / math.log(num_experts)
 
     @property
-    def dead_experts(self) -> Tensor:
-        """Number of experts that got no token in this batch."""
-        return self.load_E.eq(0).sum()
+    def idle_frac(self) -> Tensor:
+        """Share of the experts that got no token in this batch."""
+        return self.load_E.eq(0).float().mean()
 
 
 class Router(nn.Module):

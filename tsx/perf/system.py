@@ -5,14 +5,13 @@ A machine without NVML, or a driver that does not answer, gives fewer keys and n
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from typing import Any
 
 import psutil
 import torch
 
-from tsx.perf.memory import GIB
+from tsx.perf.memory import GIB, read_rss_gib
 
 
 class SystemSampler:
@@ -23,7 +22,6 @@ class SystemSampler:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._process = psutil.Process(os.getpid())
         psutil.cpu_percent(interval=None)  # the first figure has no interval and is always 0
         self._nvml: Any = None
         self._handle: Any = None
@@ -39,7 +37,7 @@ class SystemSampler:
         """
         values = {
             "sys/cpu_pct": float(psutil.cpu_percent(interval=None)),
-            "sys/ram_gib": float(self._process.memory_info().rss) / GIB,
+            "sys/ram_gib": read_rss_gib(),
             "sys/ram_pct": float(psutil.virtual_memory().percent),
         }
         return values | self._sample_gpu()

@@ -137,7 +137,7 @@ def read_router_metrics(loss: StepLoss) -> dict[str, float]:
             torch.stack([stats.load_max_over_mean for stats in layers]),
             torch.stack([stats.entropy for stats in layers]),
             loss.aux_L,
-            torch.stack([(stats.load_E == 0).float().mean() for stats in layers]),
+            torch.stack([stats.idle_frac for stats in layers]),
         ]
     ).tolist()
     values = {

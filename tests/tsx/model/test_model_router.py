@@ -37,7 +37,7 @@ def test_flat_probabilities_hide_any_load() -> None:
     stats = measure_routing(route([[0.25] * 4] * 10, top_k=1), None)
     assert stats.aux.item() == pytest.approx(1.0)
     assert stats.load_max_over_mean.item() == pytest.approx(4.0)
-    assert stats.dead_experts.item() == 3
+    assert stats.idle_frac.item() == 0.75
 
 
 def test_layers_collapsed_onto_opposite_experts() -> None:
@@ -89,7 +89,7 @@ def test_load_is_the_share_of_routed_rows() -> None:
     stats = measure_routing(route([[0.5, 0.3, 0.2], [0.5, 0.1, 0.4]], top_k=2), None)
     assert stats.load_E.tolist() == pytest.approx([0.5, 0.25, 0.25])
     assert stats.load_max_over_mean.item() == pytest.approx(1.5)
-    assert stats.dead_experts.item() == 0
+    assert stats.idle_frac.item() == 0
 
 
 def test_only_probabilities_carry_gradient() -> None:
