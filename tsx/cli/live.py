@@ -11,7 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from registry.events import Artifact, Event, Finding, Metrics, RunPrepared, Severity, Status
+from registry.events import (
+    Artifact,
+    Event,
+    Finding,
+    Metrics,
+    RunPrepared,
+    RunResumed,
+    Severity,
+    Status,
+)
 from tsx.cli import output
 from tsx.cli.lines import closing_line, duration, finding_line, list_lines
 from tsx.config import RunConfig
@@ -29,11 +38,12 @@ class PlainView:
         self._prepared: RunPrepared | None = None
         self._peak_gib: float | None = None
         self._began = 0.0
+        self._resumable = False  # is there a checkpoint to go on from
 
     def begin(self, run_id: str, name: str, config: RunConfig) -> None:
         """Say which run starts."""
         self._prepared, self._peak_gib, self._began = None, None, time.monotonic()
-        self._config = config
+        self._config, self._resumable = config, False
         seed, steps = config.train.seed, config.train.steps
         _talk(f"run {run_id} {name!r}: {steps} steps, seed {seed}; starting torch ...")
 
@@ -49,7 +59,10 @@ class PlainView:
                 _talk(finding_line(event))
             case Finding():
                 _talk(finding_line(event), style="warning")
+            case RunResumed():
+                self._resumable = True
             case Artifact(kind="checkpoint"):
+                self._resumable = True
                 _talk(f"checkpoint step={event.step} {event.path}")
         for line in list_lines(event):
             _data(line)
@@ -69,8 +82,8 @@ class PlainView:
         _talk(
             f"run {run_id} {ending.status} in {took}{reason}", style="good" if good else "warning"
         )
-        follow_up = f"tsx show {run_id}" if good else f"tsx show {run_id}, tsx resume {run_id}"
-        _talk(f"next: {follow_up}")
+        resume = f", tsx resume {run_id}" if self._resumable and not good else ""
+        _talk(f"next: tsx show {run_id}{resume}")
 
     def _notes(self, event: RunPrepared) -> None:
         """Say what a default decided."""

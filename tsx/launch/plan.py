@@ -15,9 +15,11 @@ import msgspec
 
 from tsx import config as configs
 from tsx.config import RunConfig
+from tsx.errors import ConfigError
 
 ID_ALPHABET = string.ascii_lowercase + string.digits
 ID_LENGTH = 8
+MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +44,19 @@ def new_run_id() -> str:
 
 
 def with_seeds(plan: RunPlan, count: int) -> list[RunPlan]:
-    """Return `count` plans with seeds s, s+1, ..., each an id and a name suffix of its own."""
+    """Return `count` plans with seeds s, s+1, ..., each an id and a name suffix of its own.
+
+    Raises:
+        ConfigError: the last seed would be too large.
+    """
     if count == 1:
         return [plan]
     first = plan.config.train.seed
+    if first + count - 1 > MAX_SEED:
+        raise ConfigError(
+            f"--seeds {count} from seed {first} goes beyond the largest seed, {MAX_SEED}",
+            next_command=f"tsx run RECIPE --seed 0 --seeds {count}",
+        )
     return [
         replace(
             plan,

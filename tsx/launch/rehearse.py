@@ -12,9 +12,11 @@ from registry.events import Event
 from registry.journal import decode
 from tsx import config as configs
 from tsx.config import RunConfig
-from tsx.errors import ConfigError, Exit, TsxError
+from tsx.errors import ConfigError, Exit, OutOfMemory, TsxError
 from tsx.launch.process import make_line
 from tsx.launch.worker import Order
+
+ERROR_OF_EXIT = {Exit.USAGE: ConfigError, Exit.OUT_OF_MEMORY: OutOfMemory}
 
 
 def iter_rehearsal(config: RunConfig, home: Path) -> Iterator[Event]:
@@ -22,6 +24,7 @@ def iter_rehearsal(config: RunConfig, home: Path) -> Iterator[Event]:
 
     Raises:
         ConfigError: config or data do not hold.
+        OutOfMemory: the model does not fit.
         TsxError: the worker failed in another way.
     """
     order = Order(config=configs.to_plain(config), home=str(home), dry_run=True)
@@ -36,4 +39,4 @@ def iter_rehearsal(config: RunConfig, home: Path) -> Iterator[Event]:
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
         reason = said[-1] if said else f"the worker exited with status {done.returncode}"
-        raise ConfigError(reason) if done.returncode == Exit.USAGE else TsxError(reason)
+        raise ERROR_OF_EXIT.get(done.returncode, TsxError)(reason)

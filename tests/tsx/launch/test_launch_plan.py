@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tsx.config import decode
+from tsx.errors import ConfigError
 from tsx.launch.plan import (
     RunPlan,
     as_sweep,
@@ -30,6 +33,11 @@ def test_three_seeds_are_s_s1_s2_with_ids_and_names_of_their_own() -> None:
     assert [plan.config.train.seed for plan in plans] == [7, 8, 9]
     assert [plan.name for plan in plans] == ["probe-s7", "probe-s8", "probe-s9"]
     assert len({plan.run_id for plan in plans}) == 3
+
+
+def test_seeds_beyond_the_largest_are_refused() -> None:
+    with pytest.raises(ConfigError, match="beyond the largest seed"):
+        with_seeds(make_plan(seed=2**63 - 2), 3)
 
 
 def test_one_seed_changes_nothing() -> None:
