@@ -181,11 +181,21 @@ def test_a_run_from_begin_to_finish(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_bad_end_says_why_and_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     view = PlainView()
     view.begin("aaaaaaaa", "mine", make_config())
+    view.see(Artifact(time=1.0, kind="checkpoint", path="checkpoints/step-00000005", step=5))
     view.finish("aaaaaaaa", Ending(Status.KILLED, "SIGKILL", 137))
     captured = capsys.readouterr()
     assert captured.out == ""
     assert re.search(r"run aaaaaaaa killed in \d+s: SIGKILL", captured.err)
     assert captured.err.endswith("next: tsx show aaaaaaaa, tsx resume aaaaaaaa\n")
+
+
+def test_resume_is_not_offered_where_there_is_no_checkpoint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    view = PlainView()
+    view.begin("aaaaaaaa", "mine", make_config())
+    view.finish("aaaaaaaa", Ending(Status.KILLED, "SIGKILL", 137))
+    assert capsys.readouterr().err.endswith("next: tsx show aaaaaaaa\n")
 
 
 def test_the_second_run_of_a_sweep_inherits_nothing(capsys: pytest.CaptureFixture[str]) -> None:
