@@ -16,7 +16,10 @@ from tsx.errors import ConfigError, Exit, OutOfMemory, TsxError
 from tsx.launch.process import make_line
 from tsx.launch.worker import Order
 
-ERROR_OF_EXIT: dict[int, type[TsxError]] = {Exit.USAGE: ConfigError, Exit.OUT_OF_MEMORY: OutOfMemory}
+ERROR_OF_EXIT: dict[int, type[TsxError]] = {
+    Exit.USAGE: ConfigError,
+    Exit.OUT_OF_MEMORY: OutOfMemory,
+}
 
 
 def iter_rehearsal(config: RunConfig, home: Path) -> Iterator[Event]:
