@@ -6,7 +6,7 @@ Points and summaries change in one transaction, so a reader never sees one witho
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, delete, select
@@ -142,7 +142,8 @@ class CurveWriter:
 
     def _save_summaries(self, changed: dict[int, _Summary]) -> None:
         """Insert or replace the summaries."""
-        rows = [asdict(changed[key]) for key in sorted(changed)]
+        names = _Summary.__slots__
+        rows = [{name: getattr(changed[key], name) for name in names} for key in sorted(changed)]
         upsert(self._connection, summaries, rows, replaced=_SUMMARY_COLUMNS)
 
 

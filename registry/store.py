@@ -1,7 +1,7 @@
 """Record a run: every event to its journal at once, and from there to the database.
 
 `Recorder.emit` costs one encoding and one `write`; a thread folds the journal into the database
-about twice a second. Whatever happens to the database, the journal has every line, and the next
+about once a second. Whatever happens to the database, the journal has every line, and the next
 process that looks folds in what is missing.
 """
 
@@ -22,7 +22,7 @@ from registry.faults import explain, explained, get_path, is_sqlite
 from registry.fold import fold_batch
 from registry.journal import JOURNAL_NAME, JournalWriter
 
-_PERIOD_S = 0.5  # between two folds; what a reader may be behind a live run
+_PERIOD_S = 1.0  # between two folds; what a reader may be behind a live run
 _BACK_OFF_S = 2.0  # between two tries while the database is out of reach
 _SHORTEST_S = 0.05  # between two folds, however much there is to show
 _STATEMENT_S = 2.0  # one wait for a lock in the thread; it tries again, so close() stays bounded
