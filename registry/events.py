@@ -78,6 +78,9 @@ class RunPrepared(_Record, frozen=True, tag="run_prepared"):
     params_total: int = 0
     params_active: int = 0
     flops_per_token: float = 0.0  # model FLOPs, forward and backward; see docs/mfu.md
+    flops_matmul_per_token: float = 0.0  # of these, 6 per active matrix weight
+    flops_attention_per_token: float = 0.0  # of these, attention counted full
+    flops_attention_causal_per_token: float = 0.0  # what a causal kernel has to do of it
     peak_tflops: float = 0.0  # dense; 0 is unknown
     peak_source: str = ""  # "config", "device name", "measured"
     warmup_steps: int = 0

@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL
 
 from registry.captured import read_output
 from registry.connection import DEFAULT_TIMEOUT_S, open_engine, parse_url
-from registry.errors import StoreError, StoreLocked, StoreUnavailable
+from registry.errors import StoreError, StoreLocked, StoreNewer, StoreUnavailable
 from registry.events import RunEnded, Status
 from registry.faults import explained, get_path, is_sqlite, list_writers, locked, show
 from registry.journal import JOURNAL_NAME, JournalWriter, iter_lines
@@ -101,11 +101,13 @@ def rebuild(home: Path, url: str) -> RebuildReport:
     """Make a new database out of all journals below `home`; the old file stays beside it.
 
     Raises:
-        StoreError: the old file is one that TSX_REGISTRY names (those are never moved), or the new
-            one cannot be written. Nothing is moved before the new one is whole.
+        StoreError: the old file is one that TSX_REGISTRY names (those are never moved) or was
+            written by a newer version, or the new one cannot be written. Nothing is moved before
+            the new one is whole.
     """
     parsed = parse_url(url)
     path = _get_movable_path(parsed)
+    _refuse_newer(url)
     fresh = path.with_name(f"{path.name}.rebuild-{os.getpid()}")
     with explained(parsed):
         _remove(fresh)
@@ -117,6 +119,16 @@ def rebuild(home: Path, url: str) -> RebuildReport:
         finally:
             _remove(fresh)
     return RebuildReport(**report, kept=kept)
+
+
+def _refuse_newer(url: str) -> None:
+    """Raise StoreNewer for a registry that knows more than this version could rebuild."""
+    try:
+        open_engine(url, readonly=True, timeout_s=_LOOK_S).dispose()
+    except StoreNewer:
+        raise
+    except StoreError:
+        return  # broken in another way: that is what a rebuild is for
 
 
 def _read_runs(url: URL) -> dict[str, RowMapping]:

@@ -302,6 +302,18 @@ def test_rebuild_twice_in_a_second_keeps_both(home, url, write_run, fold):
     assert all(path.exists() for path in kept)
 
 
+def test_a_newer_registry_is_not_rebuilt(home, url, write_run, fold):
+    fold(write_run())
+    path = home / "registry.db"
+    with sqlite3.connect(path, isolation_level=None) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(StoreNewer, match="9999"):
+        rebuild(home, url)
+    assert path.exists()
+    assert not list(home.glob("*.broken-*"))
+
+
 def test_rebuild_without_an_old_file(home, url, write_run, get_run):
     write_run()
     assert rebuild(home, url).kept is None

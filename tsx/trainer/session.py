@@ -24,7 +24,7 @@ from tsx.errors import ConfigError, DataError
 from tsx.model.forecaster import Forecaster, build_forecaster
 from tsx.model.size import count_params
 from tsx.perf.device import find_device_name, resolve_device, resolve_precision, synchronize
-from tsx.perf.flops import flops_per_token
+from tsx.perf.flops import Flops, flops_per_token
 from tsx.perf.memory import PeakMemory
 from tsx.perf.peaks import Peak, get_peak
 from tsx.perf.timing import IntervalTimer
@@ -131,7 +131,7 @@ def _build_stream(config: RunConfig, corpus: Corpus) -> BatchStream:
 
 def _build_timer(config: RunConfig, device: torch.device, peak: Peak) -> IntervalTimer:
     return IntervalTimer(
-        flops_per_token=_count_flops(config),
+        flops_per_token=_count_flops(config).total,
         peak_tflops=peak.tflops,
         synchronize=lambda: synchronize(device),
     )
@@ -147,9 +147,9 @@ def _count_tokens(config: RunConfig) -> int:
     return config.data.context_length // config.model.patch_len
 
 
-def _count_flops(config: RunConfig) -> float:
+def _count_flops(config: RunConfig) -> Flops:
     """Return model FLOPs per token of this run's context."""
-    return flops_per_token(config.model, _count_tokens(config)).total
+    return flops_per_token(config.model, _count_tokens(config))
 
 
 def _restore(session: Session) -> ResumePoint:
@@ -225,7 +225,7 @@ def _announce_resume(session: Session, point: ResumePoint) -> None:
 def _announce(session: Session, peak: Peak) -> None:
     """Emit RunPrepared."""
     config, corpus, telemetry = session.config, session.corpus, session.telemetry
-    params = count_params(config.model)
+    params, flops = count_params(config.model), _count_flops(config)
     telemetry.emit(
         RunPrepared(
             time=telemetry.now(),
@@ -236,7 +236,10 @@ def _announce(session: Session, peak: Peak) -> None:
             threads=torch.get_num_threads(),
             params_total=params.total,
             params_active=params.active,
-            flops_per_token=_count_flops(config),
+            flops_per_token=flops.total,
+            flops_matmul_per_token=flops.matmul,
+            flops_attention_per_token=flops.attention,
+            flops_attention_causal_per_token=flops.attention_causal,
             peak_tflops=peak.tflops,
             peak_source=peak.source,
             warmup_steps=config.warmup_steps,
@@ -275,4 +278,4 @@ def _expect_time(session: Session, peak: Peak) -> float:
     tokens = windows * _count_tokens(config)
     steps_left = config.train.steps - session.progress.step
     rate = peak.tflops * 1e12 * EXPECTED_MFU.get(session.device.type, 0.15)
-    return steps_left * tokens * _count_flops(config) / rate
+    return steps_left * tokens * _count_flops(config).total / rate

@@ -108,7 +108,10 @@ def test_prepared_says_what_the_run_is(lab):
     assert prepared.device_name
     assert prepared.precision == "fp32"
     assert prepared.params_total > prepared.params_active > 0
-    assert prepared.flops_per_token > 0
+    terms = prepared.flops_matmul_per_token, prepared.flops_attention_per_token
+    assert min(terms) > 0
+    assert prepared.flops_per_token == sum(terms)
+    assert prepared.flops_attention_causal_per_token == terms[1] / 2
     assert (prepared.peak_tflops, prepared.peak_source) == (1.0, "config")
     assert prepared.warmup_steps == 5
     assert prepared.expected_s > 0
