@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,23 +15,6 @@ import typer
 import tsx
 from tsx.cli import output
 
-LIBRARIES = (
-    "torch",
-    "numpy",
-    "msgspec",
-    "sqlalchemy",
-    "alembic",
-    "textual",
-    "rich",
-    "typer",
-    "safetensors",
-    "pyarrow",
-    "huggingface_hub",
-    "nvidia-ml-py",
-    "platformdirs",
-    "psutil",
-    "psycopg",
-)
 VARIABLES = (
     "TSX_HOME",
     "TSX_REGISTRY",
@@ -97,7 +79,7 @@ def collect() -> dict[str, dict[str, Any]]:
 
     redactor = Redactor.from_environ(os.environ)
     return {
-        "versions": {"tsx": tsx.__version__, "python": platform.python_version(), **_versions()},
+        "versions": _versions(),
         "machine": {
             "platform": platform.platform(),
             "cpu": platform.machine(),
@@ -139,14 +121,11 @@ def probe_device(timeout_s: float = PROBE_TIMEOUT_S) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    """Return the installed version of every library, from its metadata: nothing is imported."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+    """Return the version of tsx, python and every library, the missing ones named as such."""
+    from tsx.launch.provenance import LIBRARIES, list_versions
+
+    found = list_versions()
+    return {name: found.get(name, "not installed") for name in ("tsx", "python", *LIBRARIES)}
 
 
 def _paths() -> dict[str, str]:

@@ -31,6 +31,10 @@ LIBRARIES = (
     "typer",
     "pyarrow",
     "huggingface_hub",
+    "nvidia-ml-py",
+    "platformdirs",
+    "psutil",
+    "psycopg",
 )
 
 
@@ -53,15 +57,15 @@ def collect(folder: Path | None = None) -> Provenance:
     return Provenance(
         cwd=str(place),
         host=socket.gethostname(),
-        versions=_versions(),
+        versions=list_versions(),
         git_commit=commit,
         git_branch=branch,
         git_diff=diff,
     )
 
 
-def _versions() -> dict[str, str]:
-    """Return python, tsx, the platform and the libraries as installed."""
+def list_versions() -> dict[str, str]:
+    """Return python, tsx, the platform and the libraries as installed, which are not imported."""
     versions = {
         "python": platform.python_version(),
         "tsx": __version__,
