@@ -273,7 +273,7 @@ def _prepare(engine: Engine, url: URL) -> None:
         return
     if not stored.isdigit() or int(stored) > int(schema.REVISION):
         raise newer(url, stored)
-    from registry.migrate import migrate  # Alembic costs 100 ms and is needed once a release
+    from registry.migrate import migrate  # Alembic is slow to import and needed once a release
 
     migrate(engine, url, stored)
 

@@ -33,7 +33,7 @@ from registry.events import (
 from registry.journal import JOURNAL_NAME, Line, decode_line, iter_lines
 from registry.schema import artifacts, findings, outputs, resumes, runs, tags
 
-_BATCH_LINES = 2000  # of one transaction: other writers wait some 50 ms for it
+_BATCH_LINES = 2000  # of one transaction: other writers wait for its end
 _BATCH_BYTES = 4 * 1024 * 1024
 _MAX_COUNT = 2**31
 
