@@ -23,7 +23,7 @@ from tsx.launch.worker import Order, Report
 
 
 class TrainingProcess:
-    """A running worker. `wait` polls; `ending` is there once it has exited."""
+    """A running worker. `poll` looks at it; `ending` is there once it has exited."""
 
     def __init__(self, order: Order, folder: Path) -> None:
         self._folder = folder
