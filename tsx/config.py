@@ -167,13 +167,14 @@ class OptimConfig(_Section, frozen=True, kw_only=True):
 class TrainConfig(_Section, frozen=True, kw_only=True):
     """How long, how much and how often; every interval counts optimizer steps."""
 
-    steps: PositiveInt = 200
+    steps: NonNegativeInt = 200  # 0 scores the model and trains nothing
     batch_size: PositiveInt = 32  # windows per micro-batch
     grad_accum_steps: PositiveInt = 1
     log_every: PositiveInt = 10
     checkpoint_every: NonNegativeInt = 0  # 0 writes none at all
     fixed_batches: NonNegativeInt = 0  # train on the first N batches again and again; 0 is off
     max_wall_time_s: NonNegativeFloat = 0.0  # 0 is no limit
+    init_from: str | None = None  # folder of official weights to start from; default: drawn
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     device: Device = Device.AUTO
     precision: Precision = Precision.AUTO
@@ -186,6 +187,9 @@ class EvalConfig(_Section, frozen=True, kw_only=True):
     max_batches: NonNegativeInt = 2  # 0 is all
     ood_max_batches: NonNegativeInt = 2
     batch_size: PositiveInt | None = None  # default train.batch_size
+    # Points between the origins that are scored; default every token's last point. A pointwise
+    # model scored every patch_len points is judged where a patch model is.
+    origin_stride: PositiveInt | None = None
 
 
 class DiagnosticsConfig(_Section, frozen=True, kw_only=True):
@@ -371,6 +375,12 @@ def _check(config: RunConfig, place: str) -> None:
     if not model.horizons or len(set(model.horizons)) != len(model.horizons):
         raise ConfigError(
             f"{place} [model] horizons={list(model.horizons)}: one or more, each once"
+        )
+    stride = config.eval.origin_stride
+    if stride is not None and (stride % model.patch_len or stride > data.context_length):
+        raise ConfigError(
+            f"{place} [eval] origin_stride={stride} is not a multiple of [model] "
+            f"patch_len={model.patch_len} up to [data] context_length={data.context_length}"
         )
     if data.context_length % model.patch_len:
         raise ConfigError(

@@ -71,7 +71,7 @@ def test_odd_names_are_unknown(key):
         ("train", "steps", None, "steps=None: expected `int`, got `null`"),
         ("train", "steps", [1], "steps=[1]: expected `int`, got a list"),
         ("train", "steps", {"a": 1}, "expected `int`"),
-        ("train", "steps", 0, "steps=0: expected `int` >= 1"),
+        ("train", "steps", -1, "steps=-1: expected `int` >= 0"),
         ("train", "steps", 2**31, "expected `int` <= 2147483647"),
         ("train", "steps", 10**400, "steps="),
         ("train", "log_every", 0, "expected `int` >= 1"),
@@ -255,4 +255,4 @@ def another(path, value):
         return value + 1
     if isinstance(value, float):
         return value / 2 if value else 0.5
-    return "other" if path.endswith("path") else 3
+    return "other" if path.endswith(("path", "init_from")) else 3

@@ -69,11 +69,16 @@ def forecast_loss(
         error = F.huber_loss(prediction, label, reduction="none", delta=config.huber_delta)
         count = mask.sum().clamp(min=1) if counts_O is None else counts_O[index]
         per_horizon.append((error * mask).sum() / count)
-    pred_O = torch.stack(per_horizon)
-    pred = pred_O.mean()
+    pred = sum(per_horizon[1:], per_horizon[0]) / len(per_horizon)
     aux = reduce_aux(forecast.routing, config.aux_reduction, config.top_k)
     aux_L = torch.stack([stats.aux for stats in forecast.routing]).detach()
-    return Losses(pred + config.aux_loss_weight * aux, pred, aux, aux_L, pred_O.detach())
+    return Losses(
+        total=pred + config.aux_loss_weight * aux,
+        pred=pred,
+        aux=aux,
+        aux_L=aux_L,
+        pred_O=torch.stack(per_horizon).detach(),
+    )
 
 
 @torch.no_grad()

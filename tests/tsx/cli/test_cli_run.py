@@ -25,7 +25,7 @@ BAD_LINES = {
     ("run", "sanity", "--set", "model.topk=1"): "did you mean 'top_k'",
     ("run", "sanity", "--set", "model.top_k=9"): "top_k=9 exceeds num_experts=2",
     ("run", "sanity", "--set", "model.num_heads=7"): "is not divisible by num_heads=7",
-    ("run", "sanity", "--set", "train.steps=0"): "steps=0",
+    ("run", "sanity", "--set", "train.steps=-1"): "steps=-1",
     ("run", "sanity", "--set", "train.steps=-5"): "steps=-5",
     ("run", "sanity", "--set", "train.steps=many"): "steps='many'",
     ("run", "sanity", "--set", "optim.lr=nan"): "expected a finite number",
@@ -36,7 +36,7 @@ BAD_LINES = {
     ("run", "sanity", "--seeds", "1001"): "--seeds",
     ("resume",): "Missing argument 'RUN'",
     ("resume", "aaaaaaaa", "--set", "train.stps=3"): "did you mean 'steps'",
-    ("resume", "aaaaaaaa", "--set", "train.steps=0"): "steps=0",
+    ("resume", "aaaaaaaa", "--set", "train.steps=-1"): "steps=-1",
     ("resume", "aaaaaaaa", "--set", "train"): "has no '='",
     ("resume", "aaaaaaaa", "--device", "gpu"): "valid: auto, cpu, cuda, mps",
 }
