@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,20 +59,25 @@ class Corpus:
         }
 
 
-def open_corpus(config: DataConfig, *, home: Path, patch_len: int = 1) -> Corpus:
+def open_corpus(
+    config: DataConfig, *, home: Path, patch_len: int = 1, origin_stride: int | None = None
+) -> Corpus:
     """Open the data a run asks for; the demo corpus is generated on first use.
 
     Args:
         config: the `[data]` section.
         home: `$TSX_HOME`.
         patch_len: points a token of the model; a series needs one more to hold a target.
+        origin_stride: points between the origins that are scored, so a series that is scored
+            needs one more: runs of any patch_len then score the same windows. Default patch_len.
 
     Raises:
         DataError: no data there, nothing selected, or data that cannot be read as it is.
     """
     source, root, notice = _resolve(config, home)
     try:
-        return _build(config, home, patch_len, source=source, root=root, notice=notice)
+        floors = _Floors(patch_len, origin_stride or patch_len)
+        return _build(config, home, floors, source=source, root=root, notice=notice)
     except DataError as error:
         if source == Source.DEMO and str(root) in error.message:
             # Ours to make again: say so, whatever happened to it.
@@ -81,7 +86,7 @@ def open_corpus(config: DataConfig, *, home: Path, patch_len: int = 1) -> Corpus
 
 
 def _build(
-    config: DataConfig, home: Path, patch_len: int, *, source: str, root: Path, notice: str
+    config: DataConfig, home: Path, floors: _Floors, *, source: str, root: Path, notice: str
 ) -> Corpus:
     """Open what is selected under `root` and sort it into train, val and OOD."""
     opener = _Opener(home)
@@ -97,12 +102,12 @@ def _build(
         )
     if not config.allow_nonfinite:
         _check_finite([*train, *ood])
-    train_set, val_set = _split(train, config, patch_len)
-    ood_set = _make_windows(ood, config, patch_len) if ood else None
-    for windows, read in ((train_set, train), (ood_set, ood)):
+    train_set, val_set = _split(train, config, floors)
+    ood_set = _make_windows(ood, config, floors.scored) if ood else None
+    for windows, read, floor in ((train_set, train, floors.trained), (ood_set, ood, floors.scored)):
         if windows is not None and len(windows) == 0:
             names = ", ".join(dataset.name for dataset in read[:20])
-            raise DataError(f"no series of {patch_len + 1} points or more in {names}")
+            raise DataError(f"no series of {floor + 1} points or more in {names}")
     if overlap:
         notice += f"; out of distribution, not trained on: {', '.join(overlap)}"
     return Corpus(
@@ -120,6 +125,13 @@ def _build(
             "ood": {dataset.name: dataset.fingerprint for dataset in ood},
         },
     )
+
+
+class _Floors(NamedTuple):
+    """Points a series must exceed: to be trained on, and to be scored."""
+
+    trained: int
+    scored: int
 
 
 class _Opener:
@@ -236,31 +248,31 @@ def _check_finite(datasets: Sequence[DataSet]) -> None:
             dataset.check_finite()
 
 
-def _eligible(dataset: DataSet, patch_len: int) -> Mask:
-    """Return which series hold a token and a target."""
-    mask: Mask = dataset.length_S > patch_len
+def _eligible(dataset: DataSet, floor: int) -> Mask:
+    """Return which series hold more points than `floor`."""
+    mask: Mask = dataset.length_S > floor
     return mask
 
 
-def _make_windows(datasets: Sequence[DataSet], config: DataConfig, patch_len: int) -> WindowSet:
-    parts = [Part(dataset, np.flatnonzero(_eligible(dataset, patch_len))) for dataset in datasets]
+def _make_windows(datasets: Sequence[DataSet], config: DataConfig, floor: int) -> WindowSet:
+    parts = [Part(dataset, np.flatnonzero(_eligible(dataset, floor))) for dataset in datasets]
     return WindowSet(parts, config)
 
 
 def _split(
-    datasets: Sequence[DataSet], config: DataConfig, patch_len: int
+    datasets: Sequence[DataSet], config: DataConfig, floors: _Floors
 ) -> tuple[WindowSet, WindowSet | None]:
     """Return windows to train on and, on other series, windows to validate on."""
     if config.val_split == 0:
-        return _make_windows(datasets, config, patch_len), None
+        return _make_windows(datasets, config, floors.trained), None
     originals: dict[str, str] = {}
     names = [originals.setdefault(dataset.fingerprint, dataset.name) for dataset in datasets]
-    eligible = [_eligible(dataset, patch_len) for dataset in datasets]
+    eligible = [_eligible(dataset, floors.trained) for dataset in datasets]
     held = hold_out(names, eligible, config.val_split)
     train, val = [], []
     for dataset, able, out in zip(datasets, eligible, held, strict=True):
         train.append(Part(dataset, np.flatnonzero(able & ~out)))
-        val.append(Part(dataset, np.flatnonzero(out)))
+        val.append(Part(dataset, np.flatnonzero(out & _eligible(dataset, floors.scored))))
     val_set = WindowSet(val, config)
     return WindowSet(train, config), val_set if len(val_set) else None
 

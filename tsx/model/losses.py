@@ -4,8 +4,12 @@ Labels: token t has seen the points up to (t + 1) P - 1, and `target` is the inp
 so horizon h at token t is held against target[(t + 1) P - 1 : (t + 1) P - 1 + h]. Labels beyond
 the window and masked ones count nothing.
 
-Shapes: B batch, C points of the context, P points per token, T = C / P tokens, h points of a
-horizon, O number of horizons, L layers.
+Origins: a token's last point, where a forecast starts. Training counts them all. Scoring may keep
+every S-th point only (`origin_stride`, a multiple of P), points p with (p + 1) % S == 0: models
+whose tokens differ in length are then held against the same labels, one by one.
+
+Shapes: B batch, C points of the context, P points per token, T = C / P tokens, S points between
+origins, R = C // S origins, h points of a horizon, O number of horizons, L layers.
 """
 
 from __future__ import annotations
@@ -46,6 +50,8 @@ def forecast_loss(
     mask_BC: Tensor,
     config: ModelConfig,
     counts_O: Tensor | None = None,
+    *,
+    origin_stride: int | None = None,
 ) -> Losses:
     """Return the multi-horizon Huber loss with the load-balancing loss added.
 
@@ -62,9 +68,10 @@ def forecast_loss(
         config: of the model.
         counts_O: labels per horizon to divide by, at least 1, where this batch is a part of a
             larger one: `pred` summed over the parts is then the larger one's. None: its own.
+        origin_stride: points between origins, a multiple of patch_len; None is every token.
     """
     per_horizon = []
-    labels = _iter_labels(forecast, target_BC, mask_BC, config)
+    labels = _iter_labels(forecast, target_BC, mask_BC, config, origin_stride)
     for index, (prediction, label, mask) in enumerate(labels):
         error = F.huber_loss(prediction, label, reduction="none", delta=config.huber_delta)
         count = mask.sum().clamp(min=1) if counts_O is None else counts_O[index]
@@ -83,14 +90,20 @@ def forecast_loss(
 
 @torch.no_grad()
 def horizon_errors(
-    forecast: Forecast, target_BC: Tensor, mask_BC: Tensor, config: ModelConfig
+    forecast: Forecast,
+    target_BC: Tensor,
+    mask_BC: Tensor,
+    config: ModelConfig,
+    *,
+    origin_stride: int | None = None,
 ) -> HorizonErrors:
     """Return absolute and squared errors summed over the labels of each horizon.
 
     MAE and MSE of a horizon are the sums over all batches divided by the counts over all batches.
     """
     absolute, squared, counts = [], [], []
-    for prediction, label, mask in _iter_labels(forecast, target_BC, mask_BC, config):
+    labels = _iter_labels(forecast, target_BC, mask_BC, config, origin_stride)
+    for prediction, label, mask in labels:
         error = (prediction - label) * mask
         absolute.append(error.abs().sum())
         squared.append(error.square().sum())
@@ -99,16 +112,22 @@ def horizon_errors(
 
 
 def _iter_labels(
-    forecast: Forecast, target_BC: Tensor, mask_BC: Tensor, config: ModelConfig
+    forecast: Forecast,
+    target_BC: Tensor,
+    mask_BC: Tensor,
+    config: ModelConfig,
+    origin_stride: int | None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield prediction, label and mask of each horizon, all [B, T, h], in the target's dtype."""
+    """Yield prediction, label and mask of each horizon, all [B, R, h], in the target's dtype."""
+    stride = origin_stride or config.patch_len
+    tokens = stride // config.patch_len  # between two origins
     for prediction, horizon in zip(forecast.predictions, config.horizons, strict=True):
-        label = _window(target_BC, horizon, config.patch_len)
-        mask = _window(mask_BC, horizon, config.patch_len)
-        yield prediction.to(label.dtype), label, mask
+        label = _window(target_BC, horizon, stride)
+        mask = _window(mask_BC, horizon, stride)
+        yield prediction[:, tokens - 1 :: tokens].to(label.dtype), label, mask
 
 
-def _window(x_BC: Tensor, horizon: int, patch_len: int) -> Tensor:
-    """Return a view [B, T, h] whose [b, t] starts at the last point of token t; 0 past the end."""
-    padded = F.pad(x_BC[:, patch_len - 1 :], (0, horizon - 1))
-    return padded.unfold(1, horizon, patch_len)
+def _window(x_BC: Tensor, horizon: int, stride: int) -> Tensor:
+    """Return a view [B, R, h] whose [b, r] starts at target (r + 1) stride - 1; 0 past the end."""
+    padded = F.pad(x_BC[:, stride - 1 :], (0, horizon - 1))
+    return padded.unfold(1, horizon, stride)

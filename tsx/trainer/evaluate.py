@@ -4,7 +4,8 @@ The windows are the same every time, so that two evaluations differ by the model
 summed over every label before anything is divided: a batch size changes no score. MAE and MSE are
 in scaled space, per horizon (`mae_h8`); `mae` and `mse` without a horizon are the means of the
 horizons' values, as `pred` is of their Huber losses. `aux` is the mean over batches weighted by
-their windows.
+their windows. With an origin stride only the labels of every so many points count: the values per
+horizon, their means and `pred` then compare models whose tokens differ in length.
 
 Shapes: B windows, C points of the context, O horizons.
 """
@@ -43,6 +44,7 @@ def evaluate(
     *,
     device: torch.device,
     precision: Precision,
+    origin_stride: int | None = None,
     stop: StopSignal | None = None,
 ) -> dict[str, float]:
     """Return loss, pred, aux, mae, mse and the values per horizon over some windows.
@@ -53,6 +55,8 @@ def evaluate(
         indices: one array of window indices per batch.
         device: of the model.
         precision: of the forward pass.
+        origin_stride: points between the origins that count, a multiple of the model's patch_len;
+            None is every token's last point.
         stop: looked at between batches; a stopped evaluation has no score, {}.
     """
     config = model.config
@@ -65,8 +69,8 @@ def evaluate(
             if stop is not None and stop.is_set():
                 return {}
             batch = windows.get_batch(batch_indices)
-            rows.append(_sum_batch(model, move_batch(batch, device), precision))
-            count_O += count_labels([batch.target_mask_BC], config)
+            rows.append(_sum_batch(model, move_batch(batch, device), precision, origin_stride))
+            count_O += count_labels([batch.target_mask_BC], config, origin_stride)
     finally:
         model.train(was_training)
     if not rows:
@@ -75,14 +79,18 @@ def evaluate(
     return _score(torch.stack(rows).cpu().double().sum(0).numpy(), count_O, config)
 
 
-def _sum_batch(model: Forecaster, data: DeviceBatch, precision: Precision) -> Tensor:
+def _sum_batch(
+    model: Forecaster, data: DeviceBatch, precision: Precision, origin_stride: int | None
+) -> Tensor:
     """Return one batch's sums as a vector: huber, abs and sq per horizon, aux, windows."""
-    config = model.config
+    config, target_BC, mask_BC = model.config, data.target_BC, data.target_mask_BC
     size = len(data.input_BC)
     ones_O = torch.ones(len(config.horizons), device=data.input_BC.device)  # leaves the sums
     forecast = run_forward(model, data, precision)
-    losses = forecast_loss(forecast, data.target_BC, data.target_mask_BC, config, ones_O)
-    errors = horizon_errors(forecast, data.target_BC, data.target_mask_BC, config)
+    losses = forecast_loss(
+        forecast, target_BC, mask_BC, config, ones_O, origin_stride=origin_stride
+    )
+    errors = horizon_errors(forecast, target_BC, mask_BC, config, origin_stride=origin_stride)
     tail = torch.stack([losses.aux * size, losses.aux.new_tensor(size)])
     return torch.cat([losses.pred_O, errors.abs_sum_O, errors.sq_sum_O, tail]).float()
 
@@ -148,5 +156,6 @@ class Evaluator:
             evaluation_indices(len(windows), self._batch_size, max_batches),
             device=self._session.device,
             precision=self._session.precision,
+            origin_stride=self._session.config.eval.origin_stride,
             stop=self._stop,
         )

@@ -71,21 +71,21 @@ def run_forward(model: Forecaster, data: DeviceBatch, precision: Precision) -> F
 
 
 def count_labels(
-    masks: Sequence[npt.NDArray[np.bool_]], model: ModelConfig
+    masks: Sequence[npt.NDArray[np.bool_]], model: ModelConfig, origin_stride: int | None = None
 ) -> npt.NDArray[np.int64]:
     """Return how many labels each horizon has over some target masks [B, C].
 
-    Token t of horizon h is held against targets (t + 1) P - 1 to (t + 1) P - 2 + h, so target i
-    is a label of min(floor(j / P), T - 1) - ceil((j - h + 1) / P) + 1 tokens, j = i - P + 1,
-    none below 0.
+    Horizon h at origin r is held against targets (r + 1) S - 1 to (r + 1) S - 2 + h, S points
+    between origins (`origin_stride`, else every token's P), so target i is a label of
+    floor(j / S) - max(ceil((j - h + 1) / S), 0) + 1 origins, j = i - S + 1, none below 0.
     """
     points_C = np.sum([mask.sum(0, dtype=np.int64) for mask in masks], axis=0)
-    length, patch = len(points_C), model.patch_len
-    offset_C = np.arange(length) - patch + 1
-    last_C = offset_C // patch
+    length, stride = len(points_C), origin_stride or model.patch_len
+    offset_C = np.arange(length) - stride + 1
+    last_C = offset_C // stride
     counts = []
     for horizon in model.horizons:
-        first_C = np.maximum(-((horizon - 1 - offset_C) // patch), 0)
+        first_C = np.maximum(-((horizon - 1 - offset_C) // stride), 0)
         labels_C = np.where(offset_C >= 0, last_C - first_C + 1, 0)
         counts.append(int((points_C * labels_C).sum()))
     return np.array(counts, dtype=np.int64)

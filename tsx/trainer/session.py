@@ -93,7 +93,12 @@ def prepare(
     device = resolve_device(config.train.device)
     check_capacity(config, device)
     memory = PeakMemory(device)
-    corpus = open_corpus(config.data, home=home, patch_len=config.model.patch_len)
+    corpus = open_corpus(
+        config.data,
+        home=home,
+        patch_len=config.model.patch_len,
+        origin_stride=config.eval.origin_stride,
+    )
     torch.manual_seed(config.train.seed)
     model = build_forecaster(
         config.model, seed=config.train.seed, device=device, num_tokens=_count_tokens(config)

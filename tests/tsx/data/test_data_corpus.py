@@ -229,6 +229,23 @@ def test_a_patch_needs_a_point_to_follow(tmp_path, make_set):
         open_corpus(config, home=tmp_path, patch_len=16)
 
 
+def test_one_origin_stride_scores_the_same_windows_whatever_the_patch(tmp_path, make_set):
+    series = [wave[: 3 + 2 * index] for index, wave in enumerate(waves(20, 60))]
+    folder = make_set(tmp_path / "corpus" / "a" / "b", series)
+    others = make_set(tmp_path / "others" / "c" / "d", series[:4])
+    data = DataConfig(path=str(folder), ood_path=str(others), context_length=16, val_split=0.5)
+    points, patches, plain = (
+        open_corpus(data, home=tmp_path, patch_len=patch_len, origin_stride=stride)
+        for patch_len, stride in ((1, 8), (8, None), (1, None))
+    )
+    for name in ("val", "ood"):
+        one, other = getattr(points, name), getattr(patches, name)
+        assert 0 < len(one) == len(other) < len(getattr(plain, name)), name
+        got, expected = (windows.get_batch(np.arange(len(windows))) for windows in (one, other))
+        assert np.array_equal(got.target_BC, expected.target_BC)
+    assert len(points.train) == len(plain.train) > len(patches.train)
+
+
 def test_single_series_has_no_validation(tmp_path, make_set):
     folder = make_set(tmp_path / "corpus" / "a" / "b", waves(1, 50))
     corpus = open_at(folder)

@@ -105,6 +105,93 @@ def test_a_forecast_of_the_next_points_has_no_error(patch_len: int) -> None:
     assert forecast_loss(off_by_one, target, mask, config).pred.item() == pytest.approx(0.5)
 
 
+def name_labels(
+    patch_len: int, origin_stride: int | None, points: int, mask: torch.Tensor
+) -> list[set[tuple[int, int, int]]]:
+    """Return, for each horizon, the (window, origin, point) of every label that is counted.
+
+    What is counted is read off the gradient: a squared error of 1 everywhere gives each label's
+    prediction a gradient of its own size, and the label's value says which point it is.
+    """
+    config = ModelConfig(patch_len=patch_len, horizons=(1, 3, 9), huber_delta=1e9)
+    tokens, windows = points // patch_len, len(mask)
+    zeros = [torch.zeros(windows, tokens, h, requires_grad=True) for h in config.horizons]
+    target = torch.arange(1.0, points + 1).repeat(windows, 1) * mask  # target[i] is point i + 1
+    forecast = Forecast(tuple(zeros), (flat_stats(),))
+    ones_O = torch.ones(len(zeros))
+    forecast_loss(
+        forecast, target, mask, config, ones_O, origin_stride=origin_stride
+    ).pred.backward()
+    found = []
+    for prediction in zeros:
+        assert prediction.grad is not None
+        point_BTh = (-prediction.grad * len(zeros)).round().long()  # the gradient is -label / O
+        found.append(
+            {
+                (b, (t + 1) * patch_len - 1, int(point_BTh[b, t, j]))
+                for b, t, j in point_BTh.nonzero().tolist()
+            }
+        )
+    counts = horizon_errors(forecast, target, mask, config, origin_stride=origin_stride).count_O
+    assert counts.tolist() == [len(labels) for labels in found]
+    return found
+
+
+@pytest.mark.parametrize(("patch_len", "stride"), [(8, 8), (4, 8), (2, 8), (4, 16), (8, 24)])
+@pytest.mark.parametrize("points", [24, 40, 48])
+def test_spaced_origins_have_the_labels_of_patches(
+    patch_len: int, stride: int, points: int
+) -> None:
+    lengths = torch.tensor([points, 23, 17, 16, 9, 8, 1, 0])  # right-padded, few of them multiples
+    mask = torch.arange(points) < lengths[:, None]
+    mask[0, 13] = False
+    pointwise = name_labels(1, stride, points, mask)
+    assert name_labels(patch_len, stride, points, mask) == pointwise
+    if patch_len == stride:
+        assert name_labels(patch_len, None, points, mask) == pointwise
+    for labels, horizon in zip(pointwise, (1, 3, 9), strict=True):
+        assert labels == {
+            (b, origin, point)
+            for b in range(len(lengths))
+            for origin in range(stride - 1, points, stride)
+            for point in range(origin + 1, origin + 1 + horizon)
+            if point <= points and mask[b, point - 1]
+        }
+    assert name_labels(1, None, points, mask) != pointwise  # every origin is another task
+    assert name_labels(1, stride - 1, points, mask) != pointwise
+
+
+@pytest.mark.parametrize("points", [16, 24])
+def test_persistence_scores_the_same_however_the_series_is_cut(
+    points: int, series: Callable[..., torch.Tensor]
+) -> None:
+    """The last point seen, again and again: scored by hand, pointwise and in patches of 8."""
+    horizons, stride = (1, 5), 8
+    window = series(3, points + 1, seed=4)
+    mask = torch.arange(points) < torch.tensor([points, 13, 9])[:, None]
+    target = window[:, 1:] * mask
+    by_hand = []
+    for horizon in horizons:
+        squares = [
+            float(window[b, p] - window[b, p + j]) ** 2
+            for b in range(3)
+            for p in range(stride - 1, points, stride)
+            for j in range(1, horizon + 1)
+            if p + j <= points and mask[b, p + j - 1]
+        ]
+        by_hand.append(sum(squares) / len(squares))
+    for patch_len, origin_stride in ((1, stride), (8, None), (8, stride), (1, None)):
+        last = window[:, patch_len - 1 : points : patch_len]
+        guess = tuple(last[:, :, None].expand(-1, -1, h) for h in horizons)
+        config = ModelConfig(patch_len=patch_len, horizons=horizons)
+        errors = horizon_errors(
+            Forecast(guess, (flat_stats(),)), target, mask, config, origin_stride=origin_stride
+        )
+        mse = (errors.sq_sum_O / errors.count_O).tolist()
+        same_task = (origin_stride or patch_len) == stride
+        assert (mse == pytest.approx(by_hand, rel=1e-5)) is same_task
+
+
 def test_huber_bends_at_delta() -> None:
     config = ModelConfig(horizons=(1,))
     mask = torch.ones(1, 2, dtype=torch.bool)

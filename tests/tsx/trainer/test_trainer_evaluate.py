@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def scene(lab):
-    config = lab.config()
+    config = lab.config(data__val_split=0.0)  # every series, so the windows below are the same ones
     windows = open_corpus(config.data, home=lab.root / "home").train
     return build_forecaster(config.model, seed=0), windows
 
@@ -29,8 +29,8 @@ def score(scene, batches, **options):
     return evaluate(model, windows, batches, device=CPU, precision=Precision.FP32, **options)
 
 
-def brute_force(model, windows, indices):
-    """Score one window, one token and one label at a time."""
+def brute_force(model, windows, indices, stride=1):
+    """Score one window, one origin and one label at a time."""
     errors = {h: [] for h in model.config.horizons}
     hubers = {h: [] for h in model.config.horizons}
     for index in indices:
@@ -38,7 +38,7 @@ def brute_force(model, windows, indices):
         with torch.no_grad():
             predictions = model(torch.from_numpy(batch.input_BC)).predictions
         for horizon, prediction in zip(model.config.horizons, predictions, strict=True):
-            for token in range(prediction.shape[1]):
+            for token in range(stride - 1, prediction.shape[1], stride):
                 for ahead in range(horizon):
                     place = token + ahead
                     if place < batch.target_BC.shape[1] and batch.target_mask_BC[0, place]:
@@ -53,16 +53,33 @@ def brute_force(model, windows, indices):
     return values
 
 
-def test_scores_equal_brute_force(scene):
+@pytest.mark.parametrize("stride", [None, 1, 5, 8])
+def test_scores_equal_brute_force(scene, stride):
     indices = np.arange(5, 11)
     labels_B = scene[1].get_batch(indices).target_mask_BC.sum(1)
     assert len(set(labels_B.tolist())) > 1  # some of these windows are padded
-    found = score(scene, [indices[:4], indices[4:]])
-    for key, expected in brute_force(*scene, indices).items():
+    found = score(scene, [indices[:4], indices[4:]], origin_stride=stride)
+    for key, expected in brute_force(*scene, indices, stride or 1).items():
         assert found[key] == pytest.approx(expected, rel=1e-5), key
     assert found["mse"] == pytest.approx((found["mse_h1"] + found["mse_h8"]) / 2)
     assert found["mae"] == pytest.approx((found["mae_h1"] + found["mae_h8"]) / 2)
     assert found["loss"] == pytest.approx(found["pred"] + 0.02 * found["aux"])
+
+
+def test_a_run_scores_the_origins_of_its_config(lab):
+    scored = {
+        stride: lab.run(
+            f"stride-{stride}", train__steps=1, eval__every=1, eval__origin_stride=stride
+        ).sink
+        for stride in (None, 1, 8)
+    }
+    keys = ("val/pred", "val/mse", "val/mae", "val/mse_h8", "val/mae_h1")
+    for key in keys:
+        curves = {stride: sink.curve(key) for stride, sink in scored.items()}
+        assert curves[None] == curves[1] != curves[8], key
+    losses = [sink.curve("train/loss") for sink in scored.values()]
+    assert losses[0] == losses[1] == losses[2]
+    assert len({sink.curve("val/aux")[0] for sink in scored.values()}) == 1
 
 
 def test_batch_size_changes_no_error(scene):

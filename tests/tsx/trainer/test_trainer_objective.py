@@ -65,6 +65,25 @@ def test_labels_are_counted_as_a_loop_would(patch_len):
     assert count_labels(masks, config).tolist() == expected
 
 
+@pytest.mark.parametrize("points", [12, 19])
+@pytest.mark.parametrize("stride", [1, 4, 8, 12])
+def test_labels_of_spaced_origins_are_counted_as_a_loop_would(points, stride):
+    config = make_config()
+    masks = [np.random.default_rng(stride).random((3, points)) < 0.7]
+    expected = [
+        sum(
+            int(masks[0][:, point : point + horizon].sum())
+            for point in range(points)
+            if (point + 1) % stride == 0
+        )
+        for horizon in config.horizons
+    ]
+    assert count_labels(masks, config, stride).tolist() == expected
+    same = make_config(patch_len=4)
+    if stride % 4 == 0 and points % 4 == 0:
+        assert count_labels(masks, same, stride).tolist() == expected
+
+
 @pytest.mark.parametrize("patch_len", [1, 2])
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 5), (3, 3)])
 def test_micro_batches_give_the_gradient_of_the_whole(patch_len, sizes):
