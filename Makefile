@@ -1,12 +1,16 @@
 # Two commands: `make demo` watches a forecaster learn, `make test` checks everything.
 # Both make and share .venv and install all they need into it.
 #   make demo TORCH_INDEX=https://...   takes torch from another index (a CUDA build, say)
+#   make parity OFFICIAL=PATH   is our model the official one? PATH: a checkout of Time-MoE/Time-MoE
+#   make speed OFFICIAL=PATH    our training step beside the official one
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all check install install-dev bench docs clean
+PARITY := .venv-official
+
+.PHONY: demo test test-all check install install-dev bench parity speed clean
 
 demo: install
 	@$(BIN)/tsx run sanity --name demo
@@ -28,6 +32,12 @@ check: install-dev
 bench: install-dev
 	$(BIN)/python -m benchmarks
 
+parity: $(PARITY)/.installed
+	$(PARITY)/bin/python -m benchmarks.parity $(OFFICIAL) $(if $(CORPUS),--corpus $(CORPUS))
+
+speed: $(PARITY)/.installed
+	$(PARITY)/bin/python -m benchmarks.speed $(OFFICIAL)
+
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
@@ -47,5 +57,13 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --group dev
 	@touch $@
 
+# The official code wants another huggingface_hub than tsx: an environment of its own.
+$(PARITY)/.installed: constraints.txt
+	@test -d "$(OFFICIAL)/time_moe" || { echo "usage: make parity OFFICIAL=PATH (a checkout of Time-MoE/Time-MoE)" >&2; exit 2; }
+	@$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check $(shell grep '^torch==' constraints.txt) \
+		transformers==4.40.1 pyyaml msgspec platformdirs psutil
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist
+	rm -rf $(VENV) $(PARITY) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist

@@ -77,12 +77,12 @@ def make_official(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Any:
     return model.train()
 
 
-def draw_tensors(config: ModelConfig, seed: int) -> dict[str, Tensor]:
+def draw_tensors(config: ModelConfig, seed: int, std: float = 0.02) -> dict[str, Tensor]:
     """Return random tensors under the official names: nothing is trivially 0 or 1.
 
-    Matrices are normal(0, 0.02) as the official class starts them, biases normal(0, 0.1), norm
-    weights 1 + normal(0, 0.1); the router's and the shared gate's are normal(0, 0.2), so that
-    probabilities are far from flat.
+    Matrices are normal(0, std), by default as the official class starts them, biases
+    normal(0, 0.1), norm weights 1 + normal(0, 0.1); the router's and the shared gate's are
+    normal(0, 0.2), so that probabilities are far from flat.
     """
     tensors = {}
     for index, (name, shape) in enumerate(official.list_tensor_shapes(config).items()):
@@ -92,7 +92,7 @@ def draw_tensors(config: ModelConfig, seed: int) -> dict[str, Tensor]:
         elif ".ffn_layer.gate." in name or "shared_expert_gate" in name:
             noise = 0.2 * noise
         else:
-            noise = (0.1 if name.endswith("bias") else 0.02) * noise
+            noise = (0.1 if name.endswith("bias") else std) * noise
         tensors[name] = torch.from_numpy(noise.astype(np.float32))
     return tensors
 
