@@ -59,7 +59,7 @@ def _show_curves(report: Report, reader: Reader, keys: tuple[str, ...]) -> None:
 
     names = [clean(name) for name in name_runs(report.runs)]
     compared = {row.key for row in report.metrics}
-    wanted = keys or (_POINT_CHARTS if report.withheld else _CHARTS)
+    wanted = keys or (_POINT_CHARTS if "train/loss" in report.withheld else _CHARTS)
     for key in wanted:
         if key not in compared:
             continue

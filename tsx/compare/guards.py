@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 from registry.views import RunDetail
 from tsx.compare.configdiff import flatten, show_value
@@ -20,8 +22,15 @@ _DATA_KEYS = (
 )
 _LOSS_KEYS = ("model.horizons", "model.huber_delta", "model.aux_loss_weight", "model.aux_reduction")
 _PATCH = "model.patch_len"
-# In tokens, or averaged over horizons that are counted in tokens: another unit per patch length.
-_PER_TOKEN = ("loss", "pred", "aux", "mae", "mse", "toks_per_sec")
+_ORIGINS = "eval.origin_stride"
+_SCORED = ("val", "ood")
+# Counted in tokens or summed over every one of them: something else for another patch length.
+_PER_TOKEN = {"train": ("loss", "pred", "aux", "toks_per_sec")} | dict.fromkeys(
+    _SCORED, ("loss", "aux")
+)
+# Means over the labels of the scored origins, per horizon too: something else at other origins.
+_PER_ORIGIN = ("loss", "pred", "mae", "mse")
+_MAX_STRIDE = 1 << 31  # a recorded config may hold any number; no stride is larger
 
 
 def list_warnings(details: Sequence[RunDetail]) -> list[str]:
@@ -36,27 +45,86 @@ def list_warnings(details: Sequence[RunDetail]) -> list[str]:
             detail.run.name or detail.run.id for detail in details if detail.run.smoke
         )
         warnings.append(f"not the same size: {small} ran with --smoke, the others in full")
-    if differs_in_tokens(details):
-        lengths = " | ".join(_show(detail, _PATCH) for detail in details)
-        warnings.append(
-            f"not the same tokens: {_PATCH} {lengths}; train/loss and every value per token are "
-            "left out, val/mse_h* compare the same points"
-        )
+    warnings += _list_task_warnings(details)
     loss = _list_key_differences(details, _LOSS_KEYS)
     if loss:
         warnings.append(f"not the same loss: {'; '.join(loss)}")
     return warnings
 
 
-def differs_in_tokens(details: Sequence[RunDetail]) -> bool:
-    """Return whether the runs cut their series into tokens of different lengths."""
-    return len({_show(detail, _PATCH) for detail in details}) > 1
+def list_withheld(details: Sequence[RunDetail], keys: Sequence[str]) -> list[str]:
+    """Return those of some metrics that mean something else from run to run."""
+    tokens, origins = _differs_in_tokens(details), _differs_in_origins(details)
+    return [
+        key for key in keys if (tokens and is_per_token(key)) or (origins and is_per_origin(key))
+    ]
 
 
 def is_per_token(key: str) -> bool:
     """Return whether a metric means something else for another patch length."""
     split, _, quantity = key.partition("/")
-    return split in ("train", "val", "ood") and quantity in _PER_TOKEN
+    return quantity in _PER_TOKEN.get(split, ())
+
+
+def is_per_origin(key: str) -> bool:
+    """Return whether a metric means something else when other origins are scored."""
+    split, _, quantity = key.partition("/")
+    return split in _SCORED and quantity.partition("_h")[0] in _PER_ORIGIN
+
+
+def _list_task_warnings(details: Sequence[RunDetail]) -> list[str]:
+    """Return what is said of runs with other tokens, and of runs scored at other origins."""
+    warnings, origins = [], _differs_in_origins(details)
+    if _differs_in_tokens(details):
+        lengths = " | ".join(_show(detail, _PATCH) for detail in details)
+        same = "" if origins else ", val/pred and val/mse_h* compare the same points"
+        warnings.append(
+            f"not the same tokens: {_PATCH} {lengths}; train/loss and every value per token are "
+            f"left out{same}"
+        )
+    if origins:
+        strides = " | ".join(show_value(_find_stride(detail)) for detail in details)
+        fair = _find_fair_stride(details)
+        remedy = f"; to compare them: tsx run RECIPE --set {_ORIGINS}={fair}" if fair else ""
+        warnings.append(
+            f"not the same origins: a forecast is scored every {strides} points; the errors of "
+            f"val/* and ood/* are left out{remedy}"
+        )
+    return warnings
+
+
+def _differs_in_tokens(details: Sequence[RunDetail]) -> bool:
+    """Return whether the runs cut their series into tokens of different lengths."""
+    return len({_show(detail, _PATCH) for detail in details}) > 1
+
+
+def _differs_in_origins(details: Sequence[RunDetail]) -> bool:
+    """Return whether the runs' errors are over the labels of different origins."""
+    return len({_find_stride(detail) for detail in details}) > 1
+
+
+def _find_stride(detail: RunDetail) -> int | None:
+    """Return the points between a run's origins: what its config says, else one per token."""
+    flat = flatten(detail.config)
+    strides = [flat.get(key) for key in (_ORIGINS, _PATCH)]
+    return next((value for value in strides if _is_stride(value)), None)
+
+
+def _find_fair_stride(details: Sequence[RunDetail]) -> int | None:
+    """Return points between origins that every run could be scored at, or None."""
+    strides = [stride for detail in details if (stride := _find_stride(detail))]
+    patches = [flatten(detail.config).get(_PATCH) for detail in details]
+    contexts = [flatten(detail.config).get("data.context_length") for detail in details]
+    for candidate in (math.lcm(*strides), math.lcm(*filter(_is_stride, patches))):
+        # A multiple of the strides there are asks the fewest runs to be scored again.
+        if all(_is_stride(points) and candidate <= points for points in contexts):
+            return candidate
+    return None
+
+
+def _is_stride(value: object) -> TypeGuard[int]:
+    """Return whether a recorded value can be a number of points."""
+    return type(value) is int and 0 < value < _MAX_STRIDE
 
 
 def _list_data_differences(details: Sequence[RunDetail]) -> list[str]:

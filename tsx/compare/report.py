@@ -15,7 +15,7 @@ from typing import Any
 from registry.views import MetricSummary, RunDetail, RunRow
 from tsx.compare.configdiff import Difference, find_differences
 from tsx.compare.direction import Direction, find_best, find_direction
-from tsx.compare.guards import differs_in_tokens, is_per_token, list_warnings
+from tsx.compare.guards import list_warnings, list_withheld
 from tsx.curve_groups import group_keys
 from tsx.errors import TsxError
 
@@ -46,7 +46,7 @@ class Report:
 def compare(details: Sequence[RunDetail]) -> Report:
     """Compare runs with the first of them."""
     keys = list(dict.fromkeys(key for detail in details for key in detail.metrics))
-    withheld = [key for key in keys if is_per_token(key)] if differs_in_tokens(details) else []
+    withheld = list_withheld(details, keys)
     ordered = [key for group in group_keys(keys) for _, key in group.members]
     return Report(
         runs=tuple(detail.run for detail in details),
@@ -67,8 +67,8 @@ def select_keys(report: Report, keys: tuple[str, ...]) -> Report:
     for key in keys:
         if key in report.withheld:
             raise TsxError(
-                f"{key} means something else for each patch length, so it is not compared",
-                next_command="--key val/mse_h1",
+                f"{key} means something else from run to run here, so it is not compared",
+                next_command=f"tsx compare {' '.join(run.id for run in report.runs)}",
             )
         if key not in rows:
             near = difflib.get_close_matches(key, rows, n=3, cutoff=0.4)

@@ -78,7 +78,7 @@ def test_other_data_is_the_first_line(tsx, pair, record):
 
 def test_train_loss_is_never_compared_across_patch_lengths(tsx, pair, record):
     curves = LOSS | {"val/mse_h1": [3.0, 2.0]}
-    record("cccccccc", "points", curves)
+    record("cccccccc", "points", curves, config={"eval": {"origin_stride": 8}})
     record("dddddddd", "patches", curves, config={"model": {"patch_len": 8}})
     done = tsx("compare", "points", "patches")
     assert "not the same tokens" in done.out.splitlines()[0]
@@ -89,7 +89,17 @@ def test_train_loss_is_never_compared_across_patch_lengths(tsx, pair, record):
     assert plain["withheld"] == ["train/loss", "val/loss"]
     refused = tsx("compare", "points", "patches", "--key", "train/loss")
     assert refused.status == 1
-    assert "val/mse_h1" in refused.err
+    assert "tsx compare cccccccc dddddddd" in refused.err
+
+
+def test_errors_at_other_origins_are_not_compared_and_the_way_out_is_said(tsx, record):
+    curves = LOSS | {"val/mse_h1": [3.0, 2.0]}
+    record("cccccccc", "every", curves)
+    record("dddddddd", "eighth", curves, config={"eval": {"origin_stride": 8}})
+    shown = tsx("compare", "every", "eighth").out
+    assert "eval.origin_stride=8" in shown.splitlines()[0]
+    assert "train/loss  ━ every" in shown
+    assert "val/mse_h1" not in shown
 
 
 def test_smoke_against_full_is_said(tsx, pair, record):

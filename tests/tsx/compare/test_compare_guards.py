@@ -2,7 +2,19 @@
 
 import pytest
 
-from tsx.compare.guards import differs_in_tokens, is_per_token, list_warnings
+from tsx.compare.guards import is_per_origin, is_per_token, list_warnings, list_withheld
+from tsx.config import decode
+
+KEYS = [
+    "train/loss",
+    "train/toks_per_sec",
+    "train/mfu",
+    "val/loss",
+    "val/pred",
+    "val/aux",
+    "val/mse_h8",
+    "ood/mae",
+]
 
 
 def test_runs_of_one_task_need_no_warning(make_detail):
@@ -37,11 +49,73 @@ def test_smoke_against_full_names_the_smoke_run(make_detail):
 
 
 def test_other_tokens_are_said_with_what_to_compare_instead(make_detail):
-    details = [make_detail(), make_detail(set_keys={"model.patch_len": 16})]
-    assert differs_in_tokens(details)
+    pointwise = make_detail(set_keys={"eval.origin_stride": 16})
+    details = [pointwise, make_detail(set_keys={"model.patch_len": 16})]
     (warning,) = list_warnings(details)
     assert "model.patch_len 1 | 16" in warning
     assert "val/mse_h*" in warning
+    assert list_withheld(details, KEYS) == [
+        "train/loss",
+        "train/toks_per_sec",
+        "val/loss",
+        "val/aux",
+    ]
+
+
+def test_other_tokens_at_other_origins_leave_no_error_to_compare(make_detail):
+    details = [make_detail(), make_detail(set_keys={"model.patch_len": 16})]
+    tokens, origins = list_warnings(details)
+    assert "val/mse_h*" not in tokens
+    assert "every 1 | 16 points" in origins
+    assert origins.endswith("tsx run RECIPE --set eval.origin_stride=16")
+    assert list_withheld(details, KEYS) == [key for key in KEYS if key != "train/mfu"]
+
+
+def test_other_origins_of_one_model_are_another_task_too(make_detail):
+    details = [make_detail(), make_detail(set_keys={"eval.origin_stride": 8})]
+    (warning,) = list_warnings(details)
+    assert warning.startswith("not the same origins: a forecast is scored every 1 | 8 points")
+    assert list_withheld(details, KEYS) == ["val/loss", "val/pred", "val/mse_h8", "ood/mae"]
+
+
+@pytest.mark.parametrize("patch_len", [1, 8])
+def test_a_stride_that_says_what_the_default_does_is_no_difference(make_detail, patch_len):
+    plain = {"model.patch_len": patch_len}
+    details = [make_detail(set_keys=keys) for keys in (plain, plain | {"eval.origin_stride": 8})]
+    assert bool(list_withheld(details, KEYS)) is (patch_len == 1)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "fair"),
+    [
+        ([(1, None), (8, None)], 8),
+        ([(1, 16), (8, None)], 16),
+        ([(6, None), (8, None), (1, None)], 24),
+        ([(1, 500), (32, None)], 32),  # the strides meet beyond the context, the patches do not
+        ([(511, None), (512, None)], None),
+    ],
+)
+def test_the_stride_it_names_is_one_that_every_run_takes(make_detail, tasks, fair):
+    details = [
+        make_detail(set_keys={"model.patch_len": patch_len, "eval.origin_stride": stride})
+        for patch_len, stride in tasks
+    ]
+    said = list_warnings(details)[-1]
+    assert said.startswith("not the same origins")
+    named = said.partition("eval.origin_stride=")[2]
+    assert named == (str(fair) if fair else "")
+    for patch_len, _ in tasks if fair else []:
+        context = 512 // patch_len * patch_len
+        raw = {"model": {"patch_len": patch_len}, "data": {"context_length": context}}
+        decode(raw | {"eval": {"origin_stride": int(named)}})
+
+
+@pytest.mark.parametrize("broken", ["8", True, 0, -3, 1 << 40, 8.0, [8]])
+def test_a_recorded_stride_that_is_none_is_not_used(make_detail, broken):
+    details = [make_detail(set_keys={"eval.origin_stride": broken}), make_detail()]
+    assert list_withheld(details, KEYS) == []
+    odd = make_detail(set_keys={"eval.origin_stride": 8, "data.context_length": broken})
+    assert "--set" not in list_warnings([odd, make_detail()])[-1]
 
 
 def test_another_loss_is_said(make_detail):
@@ -59,9 +133,11 @@ def test_an_empty_config_is_compared_without_failing(make_detail):
     ("key", "answer"),
     [
         ("train/loss", True),
-        ("val/pred", True),
-        ("ood/mae", True),
+        ("val/loss", True),
+        ("ood/aux", True),
         ("train/toks_per_sec", True),
+        ("val/pred", False),
+        ("ood/mae", False),
         ("val/mse_h8", False),
         ("train/points_per_sec", False),
         ("train/mfu", False),
@@ -70,3 +146,21 @@ def test_an_empty_config_is_compared_without_failing(make_detail):
 )
 def test_values_per_token_are_known(key, answer):
     assert is_per_token(key) is answer
+
+
+@pytest.mark.parametrize(
+    ("key", "answer"),
+    [
+        ("val/loss", True),
+        ("val/pred", True),
+        ("ood/mae", True),
+        ("val/mse_h8", True),
+        ("ood/mae_h64", True),
+        ("val/aux", False),
+        ("train/loss", False),
+        ("train/pred", False),
+        ("router/entropy", False),
+    ],
+)
+def test_values_over_scored_origins_are_known(key, answer):
+    assert is_per_origin(key) is answer

@@ -86,11 +86,22 @@ def test_differences_survive_infinities():
 def test_values_per_token_are_withheld_across_patch_lengths(make_detail):
     metrics = LOSS | {"val/mse_h8": [1.0]}
     patched = make_detail(metrics=metrics, set_keys={"model.patch_len": 8})
-    report = compare([make_detail(metrics=metrics), patched])
+    pointwise = make_detail(metrics=metrics, set_keys={"eval.origin_stride": 8})
+    report = compare([pointwise, patched])
     assert report.withheld == ("train/loss",)
     assert {row.key for row in report.metrics} == {"train/mfu", "train/lr", "val/mse_h8"}
-    with pytest.raises(TsxError, match="train/loss means something else"):
+    with pytest.raises(TsxError, match="train/loss means something else") as caught:
         select_keys(report, ("train/loss",))
+    assert caught.value.next_command == "tsx compare aaaaaaaa aaaaaaaa"
+
+
+def test_errors_at_other_origins_are_withheld(make_detail):
+    metrics = LOSS | {"val/mse_h8": [1.0], "val/aux": [1.0]}
+    spaced = make_detail(metrics=metrics, set_keys={"eval.origin_stride": 8})
+    report = compare([make_detail(metrics=metrics), spaced])
+    assert report.withheld == ("val/mse_h8",)
+    with pytest.raises(TsxError, match="val/mse_h8 means something else"):
+        select_keys(report, ("val/mse_h8",))
 
 
 def test_keys_narrow_the_report_and_unknown_ones_name_the_nearest(make_detail):
