@@ -45,7 +45,8 @@ class PlainView:
         self._prepared, self._peak_gib, self._began = None, None, time.monotonic()
         self._config, self._resumable = config, False
         seed, steps = config.train.seed, config.train.steps
-        _talk(f"run {run_id} {name!r}: {steps} steps, seed {seed}; starting torch ...")
+        work = f"{steps} steps" if steps else "scored as it is"
+        _talk(f"run {run_id} {name!r}: {work}, seed {seed}; starting torch ...")
 
     def see(self, event: Event) -> None:
         """Show one event."""
@@ -82,13 +83,21 @@ class PlainView:
         _talk(
             f"run {run_id} {ending.status} in {took}{reason}", style="good" if good else "warning"
         )
-        resume = f", tsx resume {run_id}" if self._resumable and not good else ""
-        _talk(f"next: tsx show {run_id}{resume}")
+        _talk(f"next: tsx show {run_id}{self._offer_resume(run_id, good=good)}")
+
+    def _offer_resume(self, run_id: str, *, good: bool) -> str:
+        """Return how the run can go on: one that was cut short, or one that took no step yet."""
+        untrained = self._config is not None and not self._config.train.steps
+        if not self._resumable or (good and not untrained):
+            return ""
+        return f", tsx resume {run_id}{' --set train.steps=1000' if untrained else ''}"
 
     def _notes(self, event: RunPrepared) -> None:
         """Say what a default decided."""
         if isinstance(notice := event.data.get("notice"), str):
             _talk(notice)
+        if self._config is not None and not self._config.train.steps:
+            return
         default = self._config is not None and self._config.optim.warmup_steps is None
         why = " (default: 10,000 or a tenth of the run, whichever is less)" if default else ""
         _talk(f"warm-up: {event.warmup_steps} steps{why}")
@@ -103,8 +112,10 @@ class LiveView(PlainView):
         self._task: TaskID | None = None
 
     def begin(self, run_id: str, name: str, config: RunConfig) -> None:
-        """Say which run starts and open its bar."""
+        """Say which run starts and open its bar; one without steps has none."""
         super().begin(run_id, name, config)
+        if not config.train.steps:
+            return
         self._progress = _make_progress()
         self._task = self._progress.add_task(output.clean(name), total=config.train.steps, loss="")
         self._progress.start()

@@ -57,7 +57,7 @@ def command(
     asked = list(overrides or [])
     asked += [f"train.seed={seed}"] if seed is not None else []
     asked += [f"train.device={device}"] if device else []
-    asked += [f"data.path={_name_path(data)}"] if data is not None else []
+    asked += [f"data.path={name_path(data)}"] if data is not None else []
     asked += ["data.allow_nonfinite=true"] if allow_nonfinite else []
     plans = _plan(recipe, asked, seeds, name, tuple(tag or ()), note, smoke=smoke)
     home = find_home()
@@ -66,10 +66,10 @@ def command(
         return _rehearse(plans, home)
     if detach:
         return _detach(plans, home, url)
-    return _train(plans, home, url)
+    return train(plans, home, url)
 
 
-def _name_path(data: str) -> str:
+def name_path(data: str) -> str:
     """Return the path as --set takes it: an absolute one is no TOML value, but text as it is."""
     if not data:
         from tsx.errors import ConfigError
@@ -111,7 +111,7 @@ def _plan(
     return as_sweep([seeded for plan in plans for seeded in with_seeds(plan, seeds)])
 
 
-def _train(plans: list[RunPlan], home: Path, url: str) -> int:
+def train(plans: list[RunPlan], home: Path, url: str) -> int:
     """Train the plans here, one after another."""
     from tsx.cli.live import make_view
     from tsx.launch.provenance import collect

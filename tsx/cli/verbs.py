@@ -34,6 +34,7 @@ VERBS = (
     Verb("run", "Train a recipe and record every line of it.", "Train"),
     Verb("resume", "Go on with a run from its last checkpoint.", "Train"),
     Verb("recipes", "List, show and validate recipes.", "Train"),
+    Verb("model", "Import and export official Time-MoE weights.", "Train"),
     Verb("runs", "List runs, newest first.", "Read"),
     Verb("show", "Show everything the registry knows of one run.", "Read"),
     Verb("metrics", "Print one curve of a run.", "Read"),

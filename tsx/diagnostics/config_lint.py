@@ -88,7 +88,7 @@ def _check_intervals(config: RunConfig, _: DataFacts) -> Iterator[Remark]:
         ),
     }
     for key, (every, consequence) in missed.items():
-        if every > steps:
+        if every > steps > 0:
             yield Remark(
                 key,
                 f"the interval is longer than the run and never fires: {consequence}",
@@ -118,7 +118,7 @@ def _check_shadowed(config: RunConfig, facts: DataFacts) -> Iterator[Remark]:
             _useless("model.aux_loss_weight", model.aux_loss_weight, reason), severity=Severity.INFO
         )
     read = train.steps * train.grad_accum_steps
-    if train.fixed_batches > read:
+    if train.fixed_batches > read > 0:
         yield _useless("train.fixed_batches", train.fixed_batches, f"the run reads {read} batches")
 
 
@@ -182,7 +182,7 @@ def _check_amounts(config: RunConfig, facts: DataFacts) -> Iterator[Remark]:
             {"grad_accum_steps": train.grad_accum_steps, "fixed_batches": train.fixed_batches},
             f"set train.grad_accum_steps to {train.fixed_batches} or less",
         )
-    elif facts.train_windows and step_windows > facts.train_windows and not train.fixed_batches:
+    elif train.steps and 0 < (facts.train_windows or 0) < step_windows and not train.fixed_batches:
         yield Remark(
             "train.batch_size",
             "one step reads more windows than there are: some are read more than once in a step",

@@ -10,6 +10,9 @@ Shapes: E experts, D hidden size, X width of a routed expert, Y = 2X.
 from __future__ import annotations
 
 import json
+import os
+import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -96,11 +99,22 @@ def _iter_layer(
     yield f"{at}moe.experts.down_EDX", torch.stack(down)
 
 
+def list_state_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return name to shape of a forecaster's state dict; nothing is built or allocated.
+
+    Raises:
+        ConfigError: as `official.list_tensor_shapes`.
+    """
+    shapes = official.list_tensor_shapes(model)
+    empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    return {name: tuple(part.shape) for name, part in from_official(empty, model).items()}
+
+
 def read_weights(folder: Path, model: ModelConfig) -> dict[str, Tensor]:
     """Return the state dict of a forecaster from a folder of official weights, fp32 on the host.
 
     Raises:
-        ConfigError: what `official.find_files` refuses, or a number that is not finite.
+        ConfigError: what `official.find_files` refuses, or a number that is not finite in fp32.
     """
     where = official.find_files(folder, model)
     tensors: dict[str, Tensor] = {}
@@ -108,39 +122,66 @@ def read_weights(folder: Path, model: ModelConfig) -> dict[str, Tensor]:
         for path in sorted(set(where.values())):
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - not a mapping
-                    tensors[name] = file.get_tensor(name)
+                    tensors[name] = file.get_tensor(name).float()
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{folder} cannot be read: {error}") from error
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            bad = int((~tensor.isfinite()).sum())
-            raise ConfigError(
-                f"{where[name]}: tensor {name} holds {bad} values that are not finite"
-            )
+    _check_finite(tensors, folder)
     return from_official(tensors, model)
 
 
 def write_weights(
     folder: Path, state: Mapping[str, Tensor], model: ModelConfig, *, context_tokens: int
 ) -> None:
-    """Write `config.json` and `model.safetensors` into a new or empty folder.
+    """Write `config.json` and `model.safetensors`, fp32, into a new or empty folder.
+
+    Both are written beside their place and moved there when they are on the disk, config.json
+    last: a folder that has one is whole.
 
     Raises:
-        ConfigError: the official class has no such model, or the folder holds something.
+        ConfigError: the official class has no such model, a number is not finite, or the folder
+            holds something.
         TsxError: the disk does not take it; what was begun is gone.
     """
     config = official.encode_config(model, context_tokens=context_tokens)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists and is not an empty folder; nothing was written")
-    tensors = {name: t.detach().contiguous() for name, t in to_official(state, model).items()}
-    draft = folder / f".draft-{official.WEIGHTS}"
+        raise ConfigError(
+            f"{folder} exists and is not an empty folder; nothing was written",
+            next_command="tsx model export RUN DIR with a DIR that is new",
+        )
+    official_state = to_official(state, model).items()
+    tensors = {name: tensor.detach().float().contiguous() for name, tensor in official_state}
+    _check_finite(tensors, "the model")
+    is_new = not folder.exists()
+    draft = (folder.parent if is_new else folder) / f".draft-{secrets.token_hex(4)}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # The `format` mark is what the official class's loader looks for.
-        save_file(tensors, draft, metadata={"format": "pt"})
-        draft.rename(folder / official.WEIGHTS)
-        (folder / official.CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        draft.mkdir(parents=True)
+        _write_files(draft, config, tensors)
+        if is_new:
+            draft.rename(folder)
+        else:
+            for name in (official.WEIGHTS, official.CONFIG):
+                (draft / name).rename(folder / name)
     except (OSError, SafetensorError) as error:
-        for name in (draft.name, official.WEIGHTS, official.CONFIG):
-            (folder / name).unlink(missing_ok=True)
         raise TsxError(f"{folder} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_files(folder: Path, config: Mapping[str, object], tensors: dict[str, Tensor]) -> None:
+    """Write both files and wait until they are on the disk."""
+    text, weights = folder / official.CONFIG, folder / official.WEIGHTS
+    text.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    # The `format` mark is what the official class's loader looks for.
+    save_file(tensors, weights, metadata={"format": "pt"})
+    shutil.copymode(text, weights)  # the library makes a file that nobody else may read
+    for path in (text, weights):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _check_finite(tensors: Mapping[str, Tensor], place: object) -> None:
+    """Raise ConfigError that names the first tensor with NaN or infinity."""
+    for name, tensor in tensors.items():
+        bad = tensor.numel() - int(tensor.isfinite().sum())
+        if bad:
+            raise ConfigError(f"{place}: tensor {name} holds {bad} numbers that are not finite")

@@ -110,6 +110,8 @@ class Trainer:
         """Train until the last step, or until there is a reason to stop before it."""
         if self.step == 0:
             self._evaluate_when_due()
+            if self._stop.is_set():
+                return self._interrupt()
         while self.step < self._config.train.steps:
             if self._stop.is_set():
                 return self._interrupt()

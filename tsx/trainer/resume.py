@@ -31,6 +31,7 @@ FIXED_KEYS = (
     "train.batch_size",
     "train.grad_accum_steps",
     "train.fixed_batches",
+    "train.init_from",
 )
 WHERE_KEYS = ("data.path", "data.source", "data.ood_path")  # the fingerprint speaks for these
 

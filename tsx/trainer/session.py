@@ -1,8 +1,8 @@
 """Everything a run has at hand while it trains, made ready before the first step.
 
-Owns the order: device, data, model, optimizer, data order, then the checkpoint of a resumed run,
-then what is said about all of it. Nothing is emitted before a resume is known to be allowed, so a
-refused one leaves no trace in the run.
+Owns the order: device, data, model, optimizer, data order, then the checkpoint of a resumed run or
+the official weights that a new one starts from, then what is said about all of it. Nothing is
+emitted before a resume is known to be allowed, so a refused one leaves no trace in the run.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from tsx.data.corpus import Corpus, open_corpus
 from tsx.data.stream import BatchStream
 from tsx.diagnostics.config_lint import DataFacts, lint
 from tsx.errors import ConfigError, DataError
+from tsx.model import official
 from tsx.model.forecaster import Forecaster, build_forecaster
 from tsx.model.size import count_params
+from tsx.model.weights import read_weights
 from tsx.perf.device import find_device_name, resolve_device, resolve_precision, synchronize
 from tsx.perf.flops import Flops, flops_per_token
 from tsx.perf.memory import PeakMemory
@@ -86,7 +88,8 @@ def prepare(
         resume: go on from the newest whole checkpoint.
 
     Raises:
-        ConfigError: a device that is not there, or a resume that is refused.
+        ConfigError: a device that is not there, weights that are not this model's, or a resume
+            that is refused.
         DataError: series that cannot be read as the run needs them.
         OutOfMemory: the model alone is larger than the memory there is.
     """
@@ -118,9 +121,14 @@ def prepare(
         timer=_build_timer(config, device, peak),
         memory=memory,
     )
+    origin = None
     if resume:
         _announce_resume(session, _restore(session))
+    elif config.train.init_from is not None:
+        origin = _load_official(session, Path(config.train.init_from))
     _announce(session, peak)
+    if origin is not None:
+        telemetry.emit(origin)
     _announce_remarks(session, peak)
     return session
 
@@ -155,6 +163,23 @@ def _count_tokens(config: RunConfig) -> int:
 def _count_flops(config: RunConfig) -> Flops:
     """Return model FLOPs per token of this run's context."""
     return flops_per_token(config.model, _count_tokens(config))
+
+
+def _load_official(session: Session, folder: Path) -> Finding:
+    """Put official weights into the model; return the finding that says which they are."""
+    folder = folder.expanduser().absolute()
+    session.model.load_state_dict(read_weights(folder, session.config.model))
+    digests, count = official.hash_files(folder), official.count_tensors(session.config.model)
+    files = ", ".join(f"{name} with SHA-256 {digest}" for name, digest in digests.items())
+    return Finding(
+        time=session.telemetry.now(),
+        kind="weights",
+        severity=Severity.INFO,
+        phase="config",
+        where=str(folder),
+        cause=f"the model starts from official weights: {count:,} tensors of {files}",
+        evidence={"folder": str(folder), "tensors": count, "sha256": digests},
+    )
 
 
 def _restore(session: Session) -> ResumePoint:
