@@ -7,7 +7,7 @@ from enum import StrEnum
 from registry.views import MetricSummary
 
 _LOWER = ("loss", "pred", "aux", "mae", "mse")
-_HIGHER = ("toks_per_sec", "points_per_sec", "tflops", "mfu")
+_HIGHER = ("toks_per_sec", "points_per_sec", "valid_points_per_sec", "tflops", "mfu")
 
 
 class Direction(StrEnum):

@@ -24,6 +24,7 @@ LOSS = {"train/loss": [3.0, 1.0, 2.0], "train/mfu": [10.0, 30.0, 20.0], "train/l
         ("train/aux", Direction.LOWER),
         ("val/pred", Direction.LOWER),
         ("train/toks_per_sec", Direction.HIGHER),
+        ("train/valid_points_per_sec", Direction.HIGHER),
         ("train/mfu", Direction.HIGHER),
         ("train/tflops", Direction.HIGHER),
         ("train/lr", Direction.NEITHER),

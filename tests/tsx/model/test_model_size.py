@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
 
-from tsx.config import ModelConfig
+from tsx.config import ModelConfig, decode
 from tsx.model.forecaster import Forecaster
 from tsx.model.size import count_params
 
@@ -44,21 +46,29 @@ def test_counts_are_the_published_ones(config: ModelConfig, total: int, active: 
 def test_counts_equal_the_module(config: ModelConfig) -> None:
     with torch.device("meta"):
         model = Forecaster(config, num_tokens=0)
-    assert count_params(config).total == sum(p.numel() for p in model.parameters())
-
-
-def test_matmul_active_leaves_out_vectors_and_idle_experts(tiny: ModelConfig) -> None:
-    with torch.device("meta"):
-        model = Forecaster(tiny, num_tokens=0)
-    expected = 0
+    total = active = vectors = 0
     for name, parameter in model.named_parameters():
+        total += parameter.numel()
         if parameter.ndim == 3:  # stacked experts: K of E are used
-            expected += parameter.numel() * tiny.top_k // tiny.num_experts
-        elif parameter.ndim == 2:
-            expected += parameter.numel()
-        else:
+            active += parameter.numel() * config.top_k // config.num_experts
+            continue
+        active += parameter.numel()
+        if parameter.ndim == 1:
             assert name.endswith(("norm.weight", "bias"))
-    assert count_params(tiny).matmul_active == expected
+            vectors += parameter.numel()
+    count = count_params(config)
+    assert (count.total, count.active) == (total, active)
+    assert count.matmul_active == active - vectors
+
+
+@pytest.mark.parametrize("preset", ["base", "large", "ultra"])
+def test_presets_have_the_sizes_they_are_named_for(preset: str) -> None:
+    path = Path(__file__).parents[3] / "recipes" / "presets" / f"{preset}.toml"
+    text = path.read_text(encoding="utf-8")
+    count = count_params(decode({"model": tomllib.loads(text)["model"]}).model)
+    assert (count.total, count.active) in [size[1:] for size in SIZES[:3]]
+    assert f"{count.total:,}" in text
+    assert f"{count.active:,}" in text
 
 
 def test_counting_needs_no_torch() -> None:

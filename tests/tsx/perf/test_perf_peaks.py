@@ -100,6 +100,25 @@ def test_measured_once_per_device_and_precision(
     assert [path.name for path in cache.parent.iterdir()] == ["peaks.json"]
 
 
+@pytest.mark.parametrize(
+    ("device_type", "name"),
+    [
+        ("cpu", "AMD EPYC"),
+        ("cuda", "NVIDIA GeForce GTX 1080"),
+        ("cuda", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"),
+        ("cuda", ""),
+        ("mps", "Apple M3 Max"),
+    ],
+)
+def test_a_device_without_a_known_peak_is_measured_and_says_so(
+    tmp_path: Path, measured: list[tuple[str, Precision]], device_type: str, name: str
+) -> None:
+    for _ in range(2):
+        peak = get_peak(device_type, name, Precision.BF16, None, tmp_path / "peaks.json")
+        assert (peak.tflops, peak.source, peak.warning) == (0.25, "measured", "")
+    assert measured == [(device_type, Precision.BF16)]
+
+
 def test_other_thread_count_is_measured_anew(
     tmp_path: Path, measured: list[tuple[str, Precision]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
