@@ -40,9 +40,10 @@ def import_model(
     tag: Annotated[list[str] | None, typer.Option(help="Tag; may be repeated.")] = None,
     note: Annotated[str, typer.Option(help="A sentence to remember it by.")] = "",
 ) -> int:
-    """Make a run of official weights: scored, saved, ready to be trained further.
+    """Make a run of official weights: scored and saved.
 
-    The architecture is the one of config.json. `tsx resume RUN --set train.steps=N` fine-tunes it.
+    The architecture is the one of config.json. `tsx resume RUN --set train.steps=N` trains it
+    further. Pickled weights are refused.
     """
     from registry.connection import find_home, find_url
     from tsx.cli.run import name_path, train

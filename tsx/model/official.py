@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,9 +30,12 @@ MAX_JSON_BYTES = 16 * 2**20  # an index of the largest model is under 2 MiB, its
 MAX_TENSORS = 100_000  # the largest official model has 1,375
 MAX_LISTED = 8  # tensors named in one message
 MAX_SHOWN = 80  # characters of a name or value in a message
+MAX_REASON = 300  # characters of what the safetensors library says
 FLOATS = ("F64", "F32", "BF16", "F16")
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 DOWNLOAD = "hf download Maple728/TimeMoE-50M --local-dir DIR, then tsx model import DIR"
+
+_SHARD = re.compile(r"[A-Za-z0-9_.-]+\.safetensors")  # no folder, nothing that a terminal acts on
 
 _SAME = {  # official key -> ours
     "hidden_size": "hidden_size",
@@ -256,8 +260,10 @@ def _list_weight_files(folder: Path) -> list[Path]:
         names = shards.values() if isinstance(shards, dict) else ()
         files = sorted({str(name) for name in names})
         for name in files:
-            if Path(name).name != name or not (folder / name).is_file():
-                raise ConfigError(f"{index}: names {_show(name)}, which is no file beside it")
+            if not _SHARD.fullmatch(name) or not (folder / name).is_file():
+                raise ConfigError(
+                    f"{index}: names {_show(name)}, which is no safetensors file beside it"
+                )
         if not files:
             raise ConfigError(f"{index}: its weight_map names no file")
         return [folder / name for name in files]
@@ -300,7 +306,8 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
                     )
                 shapes[name] = tuple(piece.get_shape())
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path} is no whole safetensors file: {error}") from error
+        reason = " ".join(str(error).split())  # it may quote the header, line breaks and all
+        raise ConfigError(f"{path} is no whole safetensors file: {reason[:MAX_REASON]}") from error
     return shapes
 
 
