@@ -23,14 +23,14 @@ _DATA_KEYS = (
 _LOSS_KEYS = ("model.horizons", "model.huber_delta", "model.aux_loss_weight", "model.aux_reduction")
 _PATCH = "model.patch_len"
 _ORIGINS = "eval.origin_stride"
-_SCORED = ("val", "ood")
+_SCORED = {"val": "eval.max_batches", "ood": "eval.ood_max_batches"}  # and how many batches
 # Counted in tokens or summed over every one of them: something else for another patch length.
 _PER_TOKEN = {"train": ("loss", "pred", "aux", "toks_per_sec")} | dict.fromkeys(
     _SCORED, ("loss", "aux")
 )
 # Means over the labels of the scored origins, per horizon too: something else at other origins.
 _PER_ORIGIN = ("loss", "pred", "mae", "mse")
-_MAX_STRIDE = 1 << 31  # a recorded config may hold any number; no stride is larger
+_MAX_COUNT = 1 << 31  # a registry may hold any number; nothing that is counted here is larger
 
 
 def list_warnings(details: Sequence[RunDetail]) -> list[str]:
@@ -39,6 +39,8 @@ def list_warnings(details: Sequence[RunDetail]) -> list[str]:
     data = _list_data_differences(details)
     if data:
         warnings.append(f"not the same data: {'; '.join(data)}")
+    else:
+        warnings += _list_window_warnings(details)
     smoke = {detail.run.smoke for detail in details}
     if len(smoke) > 1:
         small = ", ".join(
@@ -70,6 +72,31 @@ def is_per_origin(key: str) -> bool:
     """Return whether a metric means something else when other origins are scored."""
     split, _, quantity = key.partition("/")
     return split in _SCORED and quantity.partition("_h")[0] in _PER_ORIGIN
+
+
+def _list_window_warnings(details: Sequence[RunDetail]) -> list[str]:
+    """Return what is said of runs that score another number of the same windows."""
+    warnings = []
+    for split, limit in _SCORED.items():
+        counts = [_count_scored_windows(detail, split, limit) for detail in details]
+        if len(set(counts) - {None}) > 1:
+            said = " | ".join("unknown" if count is None else f"{count:,}" for count in counts)
+            warnings.append(
+                f"not the same {split} windows: {said} of them; {limit} batches of eval.batch_size "
+                "(default train.batch_size) are scored, all windows with 0"
+            )
+    return warnings
+
+
+def _count_scored_windows(detail: RunDetail, split: str, limit: str) -> int | None:
+    """Return how many windows of a split a run scores; None where it has none or never began."""
+    flat, facts = flatten(detail.config), flatten(detail.environment)
+    windows, batches = facts.get(f"data.{split}.windows"), flat.get(limit)
+    sizes = (flat.get("eval.batch_size"), flat.get("train.batch_size"))
+    batch_size = next((size for size in sizes if _is_count(size)), None)
+    if not _is_count(windows):
+        return None
+    return min(windows, batch_size * batches) if batch_size and _is_count(batches) else windows
 
 
 def _list_task_warnings(details: Sequence[RunDetail]) -> list[str]:
@@ -107,7 +134,7 @@ def _find_stride(detail: RunDetail) -> int | None:
     """Return the points between a run's origins: what its config says, else one per token."""
     flat = flatten(detail.config)
     strides = [flat.get(key) for key in (_ORIGINS, _PATCH)]
-    return next((value for value in strides if _is_stride(value)), None)
+    return next((value for value in strides if _is_count(value)), None)
 
 
 def _find_fair_stride(details: Sequence[RunDetail]) -> int | None:
@@ -115,16 +142,16 @@ def _find_fair_stride(details: Sequence[RunDetail]) -> int | None:
     strides = [stride for detail in details if (stride := _find_stride(detail))]
     patches = [flatten(detail.config).get(_PATCH) for detail in details]
     contexts = [flatten(detail.config).get("data.context_length") for detail in details]
-    for candidate in (math.lcm(*strides), math.lcm(*filter(_is_stride, patches))):
+    for candidate in (math.lcm(*strides), math.lcm(*filter(_is_count, patches))):
         # A multiple of the strides there are asks the fewest runs to be scored again.
-        if all(_is_stride(points) and candidate <= points for points in contexts):
+        if all(_is_count(points) and candidate <= points for points in contexts):
             return candidate
     return None
 
 
-def _is_stride(value: object) -> TypeGuard[int]:
-    """Return whether a recorded value can be a number of points."""
-    return type(value) is int and 0 < value < _MAX_STRIDE
+def _is_count(value: object) -> TypeGuard[int]:
+    """Return whether a recorded value can be a number of points or windows."""
+    return type(value) is int and 0 < value < _MAX_COUNT
 
 
 def _list_data_differences(details: Sequence[RunDetail]) -> list[str]:

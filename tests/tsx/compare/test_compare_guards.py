@@ -48,6 +48,29 @@ def test_smoke_against_full_names_the_smoke_run(make_detail):
     assert list_warnings([make_detail(smoke=True), make_detail(smoke=True)]) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "windows", "said"),
+    [
+        ({"train.batch_size": 64}, 1000, "64 | 128 of them"),
+        ({"eval.max_batches": 0}, 1000, "64 | 1,000 of them"),
+        ({"train.batch_size": 64, "eval.batch_size": 32}, 1000, ""),
+        ({"train.batch_size": 64}, 50, ""),  # both score them all
+        ({"train.batch_size": 64}, None, ""),
+        ({"train.batch_size": 64}, "1000", ""),
+    ],
+)
+def test_runs_that_score_other_windows_say_so(make_detail, changes, windows, said):
+    facts = {"data": {"val": {"windows": windows}, "ood": None}}
+    details = [
+        make_detail(environment=facts),
+        make_detail(environment=facts, set_keys=changes),
+        make_detail(environment={}),
+    ]
+    warnings = list_warnings(details[:2])
+    assert [said in warning for warning in warnings] == ([True] if said else [])
+    assert list_warnings([details[0], details[2]]) == []
+
+
 def test_other_tokens_are_said_with_what_to_compare_instead(make_detail):
     pointwise = make_detail(set_keys={"eval.origin_stride": 16})
     details = [pointwise, make_detail(set_keys={"model.patch_len": 16})]

@@ -298,3 +298,16 @@ def test_config_lint_is_emitted(lab):
 def test_suspect_peak_is_said(lab):
     ran = lab.run(perf__mfu_peak_tflops=1979.0)
     assert [f.kind for f in ran.sink.findings] == ["peak-suspect"]
+
+
+def test_a_device_that_cannot_be_measured_trains_without_mfu(lab, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("no such product here")
+
+    monkeypatch.setattr("tsx.perf.peaks.measure_gemm_tflops", refuse)
+    sink = lab.run(perf__mfu_peak_tflops=None).sink
+    assert (sink.prepared.peak_tflops, sink.prepared.peak_source) == (0.0, "")
+    assert sink.prepared.expected_s == 0.0
+    assert ["no such product here" in f.cause for f in sink.findings] == [True]
+    assert sink.curve("train/mfu") == {}
+    assert sink.curve("train/tflops")
