@@ -47,17 +47,23 @@ def import_model(
     """
     from registry.connection import find_home, find_url
     from tsx.cli.run import name_path, train
+    from tsx.errors import ConfigError
     from tsx.launch.plan import RunPlan, new_run_id
 
     asked = list(overrides or [])
     asked += [f"train.device={device}"] if device else []
     asked += [f"data.path={name_path(data)}"] if data is not None else []
-    place = Path(folder).expanduser().absolute()
+    place = Path(name_path(folder, of="DIR"))
+    try:
+        config = _make_config(place, asked)
+    except ConfigError as error:
+        error.next_command = error.next_command or "tsx model import --help"
+        raise
     plan = RunPlan(
         run_id=new_run_id(),
-        name=name or place.resolve().name or "import",
+        name=name or place.name or "import",
         recipe="import",
-        config=_make_config(place, asked),
+        config=config,
         tags=tuple(tag or ()),
         note=note,
         command=("tsx", *sys.argv[1:]),
@@ -72,20 +78,25 @@ def _make_config(folder: Path, overrides: list[str]) -> RunConfig:
 
     from recipes.overrides import parse_overrides
     from tsx.config import decode
+    from tsx.errors import ConfigError
     from tsx.model import official
 
     given = parse_overrides(overrides)
     for key in given.repeated:
         output.warn(f"{key} is given more than once; the last one wins")
-    train = {"steps": 0, "checkpoint_every": CHECKPOINT_EVERY}
+    if "train.init_from" in given.values:
+        raise ConfigError(
+            f"--set train.init_from={given.values['train.init_from']!r}: DIR says that already",
+            next_command="tsx run RECIPE --set train.init_from=DIR",
+        )
     raw: dict[str, dict[str, Any]] = {
         "model": to_builtins(official.read_config(folder)),
-        "train": train,
+        "train": {"steps": 0, "checkpoint_every": CHECKPOINT_EVERY, "init_from": str(folder)},
     }
-    for path, value in (given.values | {"train.init_from": str(folder)}).items():
+    for path, value in given.values.items():
         section, _, key = path.partition(".")
         raw.setdefault(section, {})[key] = value
-    config = decode(raw, place="tsx model import")
+    config = decode(raw, place="--set")
     official.find_files(folder, config.model)
     return config
 
@@ -107,11 +118,12 @@ def export_model(
 
     from registry.connection import find_home
     from tsx.cli.reading import open_reader
+    from tsx.cli.run import name_path
     from tsx.trainer.export import export_weights
 
+    place = Path(name_path(folder, of="DIR"))
     with open_reader() as reader:
         run_id = reader.get_run(run).id
-    place = Path(folder).expanduser().absolute()
     done = export_weights(find_home() / "runs" / run_id, place, which=checkpoint)
     for damage in done.damaged:
         output.warn(f"passed over a checkpoint that is not whole: {damage}")

@@ -69,13 +69,17 @@ def command(
     return train(plans, home, url)
 
 
-def name_path(data: str) -> str:
-    """Return the path as --set takes it: an absolute one is no TOML value, but text as it is."""
-    if not data:
+def name_path(path: str, *, of: str = "--data") -> str:
+    """Return the path as --set takes it: an absolute one is no TOML value, but text as it is.
+
+    Raises:
+        ConfigError: there is none; `of` says what is empty.
+    """
+    if not path:
         from tsx.errors import ConfigError
 
-        raise ConfigError("--data is empty", next_command="--data PATH, or leave it out")
-    return os.path.abspath(Path(data).expanduser())
+        raise ConfigError(f"{of} is empty", next_command=f"a path for {of}")
+    return os.path.abspath(Path(path).expanduser())
 
 
 def _plan(

@@ -136,7 +136,9 @@ def decode_config(raw: Mapping[str, Any], *, place: str) -> ModelConfig:
     model = {ours: raw[official] for official, ours in _SAME.items() if official in raw}
     model["horizons"] = horizons if isinstance(horizons, list) else [horizons]
     model["aux_reduction"] = str(AuxReduction.CONCATENATED)  # what the weights were trained with
-    return decode({"model": model}, place=place).model
+    decoded = decode({"model": model}, place=place).model
+    _check_count(decoded, place)
+    return decoded
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -171,14 +173,9 @@ def list_tensor_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return official name to shape of every tensor of a model.
 
     Raises:
-        ConfigError: more tensors than any model has; the list alone would fill the memory.
+        ConfigError: more tensors than any model has.
     """
-    if count_tensors(model) > MAX_TENSORS:
-        raise ConfigError(
-            f"[model] num_layers={model.num_layers}, num_experts={model.num_experts}, "
-            f"{len(model.horizons)} horizons: {count_tensors(model):,} tensors; "
-            f"at most {MAX_TENSORS:,} are read"
-        )
+    _check_count(model, "[model]")
     width, wide, narrow = model.hidden_size, model.ff_width, model.expert_width
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_layer.emb_layer.weight": (width, model.patch_len),
@@ -309,6 +306,16 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
         reason = " ".join(str(error).split())  # it may quote the header, line breaks and all
         raise ConfigError(f"{path} is no whole safetensors file: {reason[:MAX_REASON]}") from error
     return shapes
+
+
+def _check_count(model: ModelConfig, place: str) -> None:
+    """Raise ConfigError for more tensors than any model has: their names would fill the memory."""
+    if count_tensors(model) > MAX_TENSORS:
+        raise ConfigError(
+            f"{place} num_layers={model.num_layers}, num_experts={model.num_experts}, "
+            f"{len(model.horizons)} horizons: {count_tensors(model):,} tensors; "
+            f"at most {MAX_TENSORS:,} are read"
+        )
 
 
 def _list_faults(

@@ -79,7 +79,10 @@ def _pick_state(
     """Return the state of the checkpoint that is meant, and what ails newer ones."""
     steps = checkpoints.list_steps()
     if which not in (LAST, BEST) and not re.fullmatch("[0-9]{1,18}", which):
-        raise ConfigError(f"--checkpoint {which!r}: expected {LAST}, {BEST} or a step")
+        raise ConfigError(
+            f"--checkpoint {which!r}: expected {LAST}, {BEST} or a step",
+            next_command=f"--checkpoint {LAST}",
+        )
     if not steps:
         raise TsxError(
             f"no checkpoint in {checkpoints.path}",
