@@ -90,7 +90,7 @@ class PlainView:
         untrained = self._config is not None and not self._config.train.steps
         if not self._resumable or (good and not untrained):
             return ""
-        return f", tsx resume {run_id}{' --set train.steps=1000' if untrained else ''}"
+        return f", tsx resume {run_id}{' --set train.steps=1000' if good else ''}"
 
     def _notes(self, event: RunPrepared) -> None:
         """Say what a default decided."""
