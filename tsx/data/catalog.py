@@ -1,7 +1,8 @@
 """Which data sets lie under a path, how they are named, and which of them globs select.
 
-A folder with a meta.json is a data set; so is a .jsonl file. Anything else is walked, hidden
-names aside, every folder once (a symlink loop ends). Nothing is opened here.
+A folder with a meta.json is a data set; so is a file of a known format, refused ones included: what
+is selected and cannot be read is told, not passed over. Other folders are walked, hidden names
+aside, each once (a symlink loop ends). Nothing is opened here.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tsx.data.formats import describe_formats, find_suffix
 from tsx.data.series import META_NAME
 from tsx.errors import DataError
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A data set that can be opened: its name, and its folder or .jsonl file."""
+    """A data set that can be opened: its name, and its folder or file."""
 
     name: str  # "<domain>/<dataset>"
     path: Path
@@ -40,10 +42,7 @@ def list_entries(root: Path) -> list[Entry]:
         )
     entries = [Entry(_name(root, path), path) for path in iter_paths(root)]
     if not entries:
-        raise DataError(
-            f"no data set at {root}: expected folders of {META_NAME} and data-<i>-of-<n>.bin, "
-            "or .jsonl files"
-        )
+        raise DataError(f"no data set at {root}: {describe_formats()}")
     return sorted(entries, key=lambda entry: entry.name)
 
 
@@ -56,7 +55,7 @@ def iter_paths(root: Path) -> Iterator[Path]:
     try:
         if not root.is_file():
             yield from _walk(root)
-        elif root.suffix == ".jsonl":
+        elif find_suffix(root):
             yield root
     except OSError as error:
         raise DataError(f"cannot read {error.filename or root}: {error.strerror}") from None
@@ -82,7 +81,7 @@ def _walk(root: Path) -> Iterator[Path]:
                 path = Path(child.path)
                 if os.path.isdir(path):  # False, not an error, for a link that leads nowhere
                     waiting.append(path)
-                elif path.suffix == ".jsonl" and os.path.isfile(path):
+                elif find_suffix(path) and os.path.isfile(path):
                     yield path
 
 

@@ -19,9 +19,9 @@ import numpy as np
 from tsx.config import DataConfig, Source
 from tsx.data.catalog import Entry, describe_names, iter_paths, list_entries, matches
 from tsx.data.demo import ensure_demo
-from tsx.data.jsonl import open_jsonl
+from tsx.data.formats import open_series
 from tsx.data.scaling import Mask
-from tsx.data.series import DataSet, MapPool, open_dataset
+from tsx.data.series import DataSet, MapPool
 from tsx.data.split import hold_out
 from tsx.data.windows import Part, WindowSet
 from tsx.errors import DataError
@@ -91,6 +91,8 @@ def _build(
     """Open what is selected under `root` and sort it into train, val and OOD."""
     opener = _Opener(home)
     entries = list_entries(root)
+    if source == Source.TIME300B:  # files beside the data sets there are about them
+        entries = [entry for entry in entries if entry.path.is_dir()]
     ood_entries = _select_ood(config, entries)
     train_entries = _select_train(config, entries)
     ood = [opener.open(entry) for entry in ood_entries]
@@ -146,11 +148,7 @@ class _Opener:
         """Return the data set of an entry."""
         real = Path(os.path.realpath(entry.path))
         if real not in self._open:
-            if entry.path.is_dir():
-                dataset = open_dataset(entry.name, entry.path, self._pool)
-            else:
-                dataset = open_jsonl(entry.name, entry.path, self._pool, cache=self._cache)
-            self._open[real] = dataset
+            self._open[real] = open_series(entry.name, entry.path, self._pool, cache=self._cache)
         return self._open[real]
 
 

@@ -1,19 +1,16 @@
-"""jsonl files: one series a line, a list of numbers or {"sequence": [...]}.
+"""JSON in two forms: jsonl, one series a line, and json, one list of all series.
 
-A file is parsed once, line by line, into a folder of the Time-300B layout under
-`$TSX_HOME/cache/series/`, named after the SHA-256 of its content, and read from there ever after:
-memory holds one line, not the file. The folder may be deleted at any time. null, NaN and Infinity
-are points that are not finite, refused or left out like any other; blank lines are skipped.
+A series is a list of numbers or {"sequence": [...]}, whose other keys are ignored. null, NaN and
+Infinity are points that are not finite, refused or left out like any other. Text is read in
+pieces: memory holds one series, not the file.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -21,102 +18,90 @@ from msgspec import Struct
 
 from tsx.data.layout import SeriesWriter
 from tsx.data.meta import Floats
-from tsx.data.series import DataSet, MapPool, open_dataset
+from tsx.data.parsed import PIECE_BYTES, SourceFile
 from tsx.errors import DataError
 
-_MAX_LINE_BYTES = 256 << 20  # one line is in memory, as text and as numbers
+_MAX_SERIES_BYTES = 256 << 20  # one series is in memory, as text and as numbers
+_MARK = b"\xef\xbb\xbf"  # the byte-order mark that some editors put first
 
 
-class _Line(Struct):
-    """The object form of a line; other keys are ignored."""
+class _Object(Struct):
+    """The object form of a series; other keys are ignored."""
 
     sequence: list[float | None]
 
 
-_DECODER = msgspec.json.Decoder(list[float | None] | _Line)
+_DECODER = msgspec.json.Decoder(list[float | None] | _Object)
 
 
-def open_jsonl(name: str, path: Path, pool: MapPool, *, cache: Path) -> DataSet:
-    """Open a jsonl file through its parsed copy, which is made on first use.
-
-    Args:
-        name: "<domain>/<dataset>".
-        path: the file.
-        pool: keeps the maps of the whole corpus.
-        cache: folder of parsed copies.
+def parse_jsonl(source: SourceFile, writer: SeriesWriter) -> Sequence[str]:
+    """Write every line as one series; blank lines are skipped.
 
     Raises:
-        DataError: the file cannot be read, a line is not a series (named by number), or the
-            parsed copy cannot be written.
+        DataError: a line that is no series, by number.
     """
-    place = f"data set '{name}'"
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{place}: cannot read {path}: {error.strerror}") from None
-    folder = cache / digest
-    if not folder.exists():
-        _parse_once(path, folder, place)
-    try:
-        return open_dataset(name, folder, pool, fingerprint=digest[:16])
-    except DataError as error:
-        # Only the parsed copy can be at fault here, and it can be made again.
-        raise DataError(error.message, next_command=f"rm -r {folder}") from None
-
-
-def _parse_once(path: Path, folder: Path, place: str) -> None:
-    """Parse into a folder of our own and move it into place; the first of two writers wins."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        _parse(path, partial, place)
-        if not folder.exists():
-            partial.rename(folder)
-    except OSError as error:
-        if not folder.exists():
-            raise DataError(
-                f"{place}: cannot keep the parsed copy of {path} in {folder.parent}: "
-                f"{error.strerror}",
-                next_command="TSX_HOME=<a folder with room> tsx run ...",
-            ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _parse(path: Path, folder: Path, place: str) -> None:
-    """Write every line of the file as one series."""
-    with path.open("rb") as file, SeriesWriter(folder, dtype="float64") as writer:
+    with source.open() as file:
         number = 0
-        while line := file.readline(_MAX_LINE_BYTES + 1):
+        while line := file.readline(_MAX_SERIES_BYTES + 1):
             number += 1
-            if len(line) > _MAX_LINE_BYTES:
-                raise DataError(
-                    f"{place}: line {number} of {path} is longer than {_MAX_LINE_BYTES >> 20} MiB"
-                )
+            if len(line) > _MAX_SERIES_BYTES:
+                raise _too_long(f"{source.place}: line {number} of {source.path}")
+            if number == 1:
+                line = line.removeprefix(_MARK)
             if line.strip():
-                writer.append(_read_line(line, f"{place}: line {number} of {path}"))
-        writer.finish()
+                writer.append(_read_series(line, f"{source.place}: line {number} of {source.path}"))
+    return ()
 
 
-def _read_line(line: bytes, place: str) -> Floats:
-    """Return one line's numbers, null as NaN."""
+def parse_json(source: SourceFile, writer: SeriesWriter) -> Sequence[str]:
+    """Write every element of the file's list as one series.
+
+    Raises:
+        DataError: the file is no list, or an element is no series, by number.
+    """
+    with source.open() as file:
+        for number, element in enumerate(_iter_elements(file, source)):
+            place = f"{source.place}: element {number} of {source.path}"
+            if not element:
+                raise DataError(f"{place} is empty: a comma without a series")
+            if element[:1] not in b"[{":
+                raise DataError(
+                    f"{place} is {_clip(element)}; expected a list of series, each a list of "
+                    'numbers or {"sequence": [...]}',
+                    next_command="where the file is one series, put it into brackets: [[1, 2, 3]]",
+                )
+            writer.append(_read_series(element, place))
+    return ()
+
+
+def _too_long(place: str) -> DataError:
+    return DataError(f"{place} is longer than {_MAX_SERIES_BYTES >> 20} MiB")
+
+
+def _clip(text: bytes | bytearray) -> str:
+    shown = text[:60].decode("utf-8", "replace")
+    return shown + "..." if len(text) > 60 else shown
+
+
+def _read_series(text: bytes, place: str) -> Floats:
+    """Return one series' numbers, null as NaN."""
     try:
-        decoded = _DECODER.decode(line)
-        values = decoded.sequence if isinstance(decoded, _Line) else decoded
+        decoded = _DECODER.decode(text)
+        values = decoded.sequence if isinstance(decoded, _Object) else decoded
     except msgspec.ValidationError as error:
         raise DataError(f"{place} is not a series: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        values = _read_lenient(line, place)
+        values = _read_lenient(text, place)
     try:
         return np.array(values, np.float64)  # None becomes NaN
     except OverflowError:
         raise DataError(f"{place} holds a number beyond float64") from None
 
 
-def _read_lenient(line: bytes, place: str) -> list[float | None]:
-    """Parse a line with Python's own reader, which knows the NaN and Infinity it writes."""
+def _read_lenient(text: bytes, place: str) -> list[float | None]:
+    """Parse a series with Python's own reader, which knows the NaN and Infinity it writes."""
     try:
-        decoded: Any = json.loads(line)
+        decoded: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place} is not JSON: {error}") from None
     values = decoded.get("sequence") if isinstance(decoded, dict) else decoded
@@ -128,3 +113,82 @@ def _read_lenient(line: bytes, place: str) -> list[float | None]:
             f'{place} is not a series: expected a list of numbers or {{"sequence": [...]}}'
         )
     return values
+
+
+# What ends a search: inside a series only brackets and strings matter, not the commas between
+# its numbers; at the list's own depth the comma ends an element.
+_INSIDE = re.compile(rb'["\[\]{}]')
+_BETWEEN = re.compile(rb'[",\[\]{}]')
+_IN_STRING = re.compile(rb'["\\]')
+
+
+class _Splitter:
+    """Where the elements of a JSON list begin and end, told from brackets alone.
+
+    What stands in an element is for its reader to check.
+    """
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self._in_string = False
+        self._escaped = 0  # bytes of the next piece that a backslash takes the meaning of
+
+    def iter_cuts(self, piece: bytes) -> Iterator[tuple[int, int]]:
+        """Yield (where the mark begins, where it ends) of the list's brackets and commas."""
+        at, self._escaped = self._escaped, 0
+        while match := self._pattern.search(piece, at):
+            at, mark = match.end(), match.group()
+            if mark == b"\\":
+                self._escaped = max(0, at + 1 - len(piece))
+                at += 1
+            elif mark == b'"':
+                self._in_string = not self._in_string
+            elif mark in b"[{":
+                self.depth += 1
+                if self.depth == 1:
+                    yield match.span()
+            elif mark == b",":
+                yield match.span()
+            else:
+                self.depth -= 1
+                if self.depth <= 0:
+                    yield match.span()
+                    return
+
+    @property
+    def _pattern(self) -> re.Pattern[bytes]:
+        if self._in_string:
+            return _IN_STRING
+        return _INSIDE if self.depth > 1 else _BETWEEN
+
+
+def _iter_elements(file: BinaryIO, source: SourceFile) -> Iterator[bytes]:
+    """Yield the text of each element of the list that is the file, white space aside."""
+    splitter = _Splitter()
+    text, count, is_open = bytearray(), 0, False
+    while piece := file.read(PIECE_BYTES):
+        begin = 0
+        for start, end in splitter.iter_cuts(piece):
+            text += piece[begin:start]
+            begin = end
+            if not is_open:
+                is_open = True
+                before = text.removeprefix(_MARK).strip()
+                if before or piece[start:end] != b"[":
+                    begins = _clip(before or piece[start:end])
+                    raise source.fault(f"is no list of series: it begins with {begins}")
+            elif splitter.depth or count or text.strip():
+                yield bytes(text.strip())
+                count += 1
+            text.clear()
+            if not splitter.depth:
+                if (piece[begin:] + file.read(PIECE_BYTES)).strip():
+                    raise source.fault("goes on after the end of its list")
+                return
+        text += piece[begin:]
+        if len(text) > _MAX_SERIES_BYTES:
+            raise _too_long(f"{source.place}: element {count} of {source.path}")
+    if is_open or text.removeprefix(_MARK).strip():
+        where = f"in the middle of element {count}" if is_open else "without a list"
+        raise source.fault(f"ends {where}")
+    raise source.fault("is empty")

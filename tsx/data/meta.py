@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float64]
 # Twice the bound still fits int64, so offset + length cannot wrap around.
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62 - 1)]
 
-_DTYPES = (
+DTYPES = (
     *("float16", "float32", "float64"),
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
 )
@@ -92,10 +92,10 @@ def read_meta(path: Path, *, place: str) -> Meta:
     except OSError as error:
         raise DataError(f"{place}: cannot read {path}: {error.strerror}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{place}: {path} is no Time-300B meta: {_clip(error)}") from None
-    if header.dtype not in _DTYPES:
+        raise DataError(f"{place}: {path} is no Time-300B meta: {clip(error)}") from None
+    if header.dtype not in DTYPES:
         raise DataError(
-            f"{place}: dtype={_clip(repr(header.dtype))} in {path}; valid: {', '.join(_DTYPES)}"
+            f"{place}: dtype={clip(repr(header.dtype))} in {path}; valid: {', '.join(DTYPES)}"
         )
     shards = _order_shards(header.files, place)
     offset_S, length_S, mean_S, std_S = _read_scales(header.scales, place)
@@ -129,9 +129,7 @@ def _order_shards(files: dict[str, int], place: str) -> tuple[tuple[str, int], .
     for name, size in files.items():
         match = _SHARD.fullmatch(name)
         if match is None:
-            raise DataError(
-                f"{place}: shard name {_clip(repr(name))}; expected data-<i>-of-<n>.bin"
-            )
+            raise DataError(f"{place}: shard name {clip(repr(name))}; expected data-<i>-of-<n>.bin")
         if int(match[2]) != len(files):
             raise DataError(
                 f"{place}: files lists {len(files)} shards but {name} is one of {int(match[2])}"
@@ -230,7 +228,7 @@ def _decode_whole(text: msgspec.Raw, place: str) -> list[_Scale]:
             f"{place}: scales{path}{value}: {message[0].lower()}{message[1:]}"
         ) from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{place}: scales in meta.json: {_clip(error)}") from None
+        raise DataError(f"{place}: scales in meta.json: {clip(error)}") from None
 
 
 def _find_value(text: msgspec.Raw, path: str) -> str:
@@ -240,10 +238,10 @@ def _find_value(text: msgspec.Raw, path: str) -> str:
         return ""
     entry = msgspec.json.decode(text)[int(match[1])]
     value = entry.get(match[2]) if match[2] and isinstance(entry, dict) else entry
-    return f"={_clip(repr(value))}"
+    return f"={clip(repr(value))}"
 
 
-def _clip(value: object) -> str:
+def clip(value: object) -> str:
     """Return text that is short enough for one line of an error."""
     text = str(value)
     return text if len(text) <= 120 else text[:117] + "..."

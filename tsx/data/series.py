@@ -1,5 +1,8 @@
 """One data set: its shards memory-mapped, its series read by number, its fingerprint.
 
+Most are a folder in the Time-300B layout, a user's own or the parsed copy of another format; an
+.npy file is a single shard whose values begin behind a header.
+
 Maps are opened when first touched and the least recently used are let go, so a corpus of
 thousands of shards needs neither thousands of file descriptors nor the memory of all. Values come
 out as float64, with the data set's own mean and std undone (x * std + mean).
@@ -18,17 +21,18 @@ import resource
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tsx.data.meta import Floats, Ints, Meta, read_meta
+from tsx.data.meta import Floats, Ints, Meta, clip, read_meta
 from tsx.errors import DataError
 
 META_NAME = "meta.json"
+NAMES_NAME = "names.json"  # beside the meta of a parsed copy: what its series are called
 _SAMPLE_BYTES = 4096  # read at head, middle and tail of a shard for the fingerprint
 _CHUNK_POINTS = 1 << 20  # of a long series held as float64 at a time
 
@@ -48,8 +52,13 @@ class MapPool:
     def __len__(self) -> int:
         return len(self._maps)
 
-    def get(self, path: Path, dtype: np.dtype[Any], size: int) -> Shard:
-        """Return the shard as a read-only array of `size` elements.
+    def clear(self) -> None:
+        """Let all maps go, and with them the resident memory that their pages count as."""
+        with self._lock:
+            self._maps.clear()
+
+    def get(self, path: Path, dtype: np.dtype[Any], size: int, start: int = 0) -> Shard:
+        """Return the shard as a read-only array of `size` elements from byte `start` on.
 
         Raises:
             DataError: the file is gone, or is not of that size any more.
@@ -59,7 +68,7 @@ class MapPool:
             if shard is not None:
                 self._maps.move_to_end(path)
                 return shard
-            shard = _map_shard(path, dtype, size)
+            shard = _map_shard(path, dtype, size, start)
             self._maps[path] = shard
             if len(self._maps) > self._capacity:
                 self._maps.popitem(last=False)
@@ -67,10 +76,28 @@ class MapPool:
 
 
 class DataSet:
-    """The series of one folder in the Time-300B layout."""
+    """The series of one folder in the Time-300B layout, or of one .npy file.
+
+    Args:
+        name: "<domain>/<dataset>".
+        folder: of the shards.
+        meta: what they hold.
+        pool: keeps the maps of the whole corpus.
+        fingerprint: 16 hex digits.
+        start: bytes of each shard before its values.
+        names: what the series are called, where they are columns of a table.
+    """
 
     def __init__(
-        self, name: str, folder: Path, meta: Meta, pool: MapPool, fingerprint: str
+        self,
+        name: str,
+        folder: Path,
+        meta: Meta,
+        pool: MapPool,
+        fingerprint: str,
+        *,
+        start: int = 0,
+        names: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.domain = name.partition("/")[0]
@@ -78,6 +105,8 @@ class DataSet:
         self.fingerprint = fingerprint
         self.dtype = meta.dtype
         self.length_S = meta.length_S
+        self._start = start
+        self._names = names
         self._meta = meta
         self._pool = pool
         self._paths = [folder / shard for shard, _ in meta.shards]
@@ -98,6 +127,11 @@ class DataSet:
     def num_elements(self) -> int:
         """Number of values its shards hold, in a series or not."""
         return sum(self._sizes)
+
+    def label(self, series: int) -> str:
+        """Return how errors and reports call a series: by number, and by name where it has one."""
+        name = f" {clip(repr(self._names[series]))}" if self._names else ""
+        return f"series {series}{name}"
 
     def fill(self, out: Floats, series: int, start: int) -> None:
         """Write `len(out)` points of a series from `start` on into `out`.
@@ -128,6 +162,7 @@ class DataSet:
             return
         for path, begin in zip(self._paths, self._starts, strict=True):
             with path.open("rb") as file:
+                file.seek(self._start)
                 while len(values := np.fromfile(file, self.dtype, _CHUNK_POINTS)):
                     bad = np.flatnonzero(~np.isfinite(values))
                     if len(bad):
@@ -137,7 +172,7 @@ class DataSet:
     def explain_nonfinite(self, series: int, position: int, value: float) -> DataError:
         """Return the error for a point that is not finite."""
         return DataError(
-            f"{self.place}: series {series} is {value} at point {position} of "
+            f"{self.place}: {self.label(series)} is {value} at point {position} of "
             f"{self.length_S[series]}",
             next_command="add --allow-nonfinite to leave such points out, or "
             f"--set 'data.exclude=[\"{self.name}\"]'",
@@ -157,7 +192,7 @@ class DataSet:
         done, wanted = 0, len(out)
         shard = bisect.bisect_right(self._starts, position) - 1
         while done < wanted:
-            values = self._pool.get(self._paths[shard], self.dtype, self._sizes[shard])
+            values = self._pool.get(self._paths[shard], self.dtype, self._sizes[shard], self._start)
             begin = position + done - self._starts[shard]
             part = values[begin : begin + wanted - done]
             out[done : done + len(part)] = part
@@ -165,7 +200,9 @@ class DataSet:
             shard += 1
 
 
-def open_dataset(name: str, folder: Path, pool: MapPool, *, fingerprint: str = "") -> DataSet:
+def open_dataset(
+    name: str, folder: Path, pool: MapPool, *, fingerprint: str = "", names: Sequence[str] = ()
+) -> DataSet:
     """Open one folder of meta.json and shards; nothing but the meta is read.
 
     Args:
@@ -173,6 +210,7 @@ def open_dataset(name: str, folder: Path, pool: MapPool, *, fingerprint: str = "
         folder: holds meta.json and its shards.
         pool: keeps the maps of the whole corpus.
         fingerprint: of what this folder was made from; default: of the folder itself.
+        names: of the series.
 
     Raises:
         DataError: see `read_meta`; also a shard that is missing, or whose size on disk is not
@@ -186,10 +224,10 @@ def open_dataset(name: str, folder: Path, pool: MapPool, *, fingerprint: str = "
         try:
             _check_size(path, size * meta.dtype.itemsize, place)
             if not fingerprint:
-                digest.update(f"\n{shard} {size} {_sample(path)}".encode())
+                digest.update(f"\n{shard} {size} {sample(path)}".encode())
         except OSError as error:
             raise DataError(f"{place}: cannot read shard {path}: {error.strerror}") from None
-    return DataSet(name, folder, meta, pool, fingerprint or digest.hexdigest()[:16])
+    return DataSet(name, folder, meta, pool, fingerprint or digest.hexdigest()[:16], names=names)
 
 
 def _check_size(path: Path, expected: int, place: str) -> None:
@@ -207,7 +245,7 @@ def _check_size(path: Path, expected: int, place: str) -> None:
         )
 
 
-def _sample(path: Path) -> str:
+def sample(path: Path) -> str:
     """Return a digest of a shard's head, middle and tail.
 
     Meta and sizes alone would take two data sets with series of equal lengths for copies.
@@ -221,7 +259,7 @@ def _sample(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _map_shard(path: Path, dtype: np.dtype[Any], size: int) -> Shard:
+def _map_shard(path: Path, dtype: np.dtype[Any], size: int, start: int) -> Shard:
     """Map a shard read-only."""
     if size == 0:
         return np.empty(0, dtype)
@@ -230,9 +268,9 @@ def _map_shard(path: Path, dtype: np.dtype[Any], size: int) -> Shard:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot map shard {path}: {error}") from None
-    if len(mapped) != size * dtype.itemsize:
+    expected = start + size * dtype.itemsize
+    if len(mapped) != expected:
         raise DataError(
-            f"shard {path} changed while it was in use: {len(mapped)} bytes, "
-            f"expected {size * dtype.itemsize}"
+            f"shard {path} changed while it was in use: {len(mapped)} bytes, expected {expected}"
         )
-    return np.frombuffer(mapped, dtype)
+    return np.frombuffer(mapped, dtype, offset=start)

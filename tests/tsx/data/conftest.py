@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tsx.data.formats import open_series
+from tsx.data.series import DataSet, MapPool
+
 REAL = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "mini300b"
 
 MakeSet = Callable[..., Path]
@@ -49,6 +52,32 @@ def make_set() -> MakeSet:
         return folder
 
     return write
+
+
+@pytest.fixture
+def open_file(tmp_path: Path) -> Callable[..., DataSet]:
+    """Return a function that writes bytes to a file and opens it as a data set."""
+
+    def open_(name: str, content: bytes | str) -> DataSet:
+        path = tmp_path / "files" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return open_series(f"files/{name}", path, MapPool(), cache=tmp_path / "cache")
+
+    return open_
+
+
+@pytest.fixture
+def read() -> Callable[[DataSet], list[list[float]]]:
+    """Return a function from a data set to the points of all its series."""
+
+    def read_all(dataset: DataSet) -> list[list[float]]:
+        return [
+            [value for chunk in dataset.iter_chunks(series) for value in chunk.tolist()]
+            for series in range(dataset.num_series)
+        ]
+
+    return read_all
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tsx.data.catalog import list_entries, matches
+from tsx.data.formats import list_suffixes
 from tsx.errors import DataError
 
 pytestmark = pytest.mark.trainer
@@ -43,8 +44,18 @@ def test_relative_path(tmp_path, monkeypatch):
 def test_hidden_and_other_files_are_passed_over(tmp_path):
     root = plant(tmp_path / "corpus", "a/b", ".cache/x/y", "a/.tmp")
     (root / "notes.txt").touch()
-    (root / "a" / "series.npy").touch()
+    (root / "a" / ".series.npy").touch()
     assert names(root) == ["a/b"]
+
+
+def test_files_of_every_format_are_data_sets(tmp_path):
+    root = plant(tmp_path / "corpus", "a/b")
+    files = [f"c/d{suffix}" for suffix in (*list_suffixes(), ".pkl", ".yaml", ".CSV")]
+    (root / "c").mkdir()
+    for file in files:
+        (root / file).touch()
+    assert names(root) == sorted(["a/b", *files])
+    assert names(root / "c" / "d.CSV") == ["c/d.CSV"]
 
 
 def test_loops_of_links_end(tmp_path):
@@ -70,9 +81,9 @@ def test_nothing_there(tmp_path):
         list_entries(Path("x" * 5000))
     with pytest.raises(DataError, match=r"no data set at .*expected folders of meta.json"):
         list_entries(tmp_path)
-    (tmp_path / "table.csv").write_text("a,b")
-    with pytest.raises(DataError, match=r"no data set at .*table.csv"):
-        list_entries(tmp_path / "table.csv")
+    (tmp_path / "table.txt").write_text("a,b")
+    with pytest.raises(DataError, match=r"no data set at .*table.txt.*\.csv"):
+        list_entries(tmp_path / "table.txt")
 
 
 @pytest.mark.parametrize(

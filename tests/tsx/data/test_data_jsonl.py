@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from tsx.data import formats as formats_module
 from tsx.data import jsonl as jsonl_module
-from tsx.data.jsonl import open_jsonl
+from tsx.data.formats import open_series
 from tsx.data.series import MapPool
 from tsx.errors import DataError
 
@@ -18,7 +20,7 @@ pytestmark = pytest.mark.trainer
 def open_text(tmp_path, text, name="a/b.jsonl"):
     path = tmp_path / "b.jsonl"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return open_jsonl(name, path, MapPool(), cache=tmp_path / "cache")
+    return open_series(name, path, MapPool(), cache=tmp_path / "cache")
 
 
 def read(dataset):
@@ -76,7 +78,7 @@ def test_a_bad_line_is_named_by_number(tmp_path, bad):
 
 
 def test_a_line_too_long(tmp_path, monkeypatch):
-    monkeypatch.setattr(jsonl_module, "_MAX_LINE_BYTES", 20)
+    monkeypatch.setattr(jsonl_module, "_MAX_SERIES_BYTES", 20)
     with pytest.raises(DataError, match=r"line 2 of .* is longer than"):
         open_text(tmp_path, "[1]\n[" + "1, " * 20 + "1]\n")
 
@@ -84,8 +86,9 @@ def test_a_line_too_long(tmp_path, monkeypatch):
 def test_parsed_once_and_again_when_the_content_changes(tmp_path, monkeypatch):
     first = open_text(tmp_path, "[1, 2]\n")
     parsed = []
-    parse = jsonl_module._parse
-    monkeypatch.setattr(jsonl_module, "_parse", lambda *a: (parsed.append(a), parse(*a)))
+    jsonl = formats_module.FORMATS[0]
+    counted = replace(jsonl, parse=lambda *a: (parsed.append(a), jsonl.parse(*a))[1])
+    monkeypatch.setattr(formats_module, "FORMATS", (counted,))
     again = open_text(tmp_path, "[1, 2]\n")
     assert again.fingerprint == first.fingerprint
     assert not parsed
