@@ -110,8 +110,6 @@ class Trainer:
         """Train until the last step, or until there is a reason to stop before it."""
         if self.step == 0:
             self._evaluate_when_due()
-            if self._stop.is_set():
-                return self._interrupt()
         while self.step < self._config.train.steps:
             if self._stop.is_set():
                 return self._interrupt()
@@ -126,6 +124,8 @@ class Trainer:
             self._log_when_due(report)
             self._evaluate_when_due()
             self._checkpoint_when_due()
+        if not self._config.train.steps and self._stop.is_set():  # scoring was all there was to do
+            return self._interrupt()
         return self._complete("")
 
     def _log_when_due(self, report: StepReport) -> None:
