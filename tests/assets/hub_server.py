@@ -4,7 +4,7 @@ Serves what the client of `tsx data download` asks for: the revision's commit, t
 and files by Range, large ones by way of a redirect to another host as the real Hub does. Tests
 load it through a fixture; by hand:
 
-    python tests/assets/hub_server.py FOLDER    # prints the HF_ENDPOINT to export
+    python tests/assets/hub_server.py FOLDER [MIB_PER_S]    # prints the HF_ENDPOINT to export
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
+import signal
 import socket
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 REPO = "Maple728/Time-300B"
-COPY_BYTES = 1 << 20
+PIECE_BYTES = 1 << 18
 
 
 @dataclass
@@ -66,6 +67,8 @@ class Hub:
 
     def __init__(self, *, repo: str = REPO, page: int = 1000, large: int = 512) -> None:
         self.repo, self.page, self.large = repo, page, large
+        self.bytes_per_s = 0.0  # of all connections together; 0: as fast as it goes
+        self._free_at = 0.0
         self.token = ""  # where set, requests without it are refused
         self.commits: dict[str, dict[str, Served]] = {}
         self.head = ""
@@ -112,6 +115,13 @@ class Hub:
         self.faults.append(planted)
         return planted
 
+    def pace(self, count: int) -> None:
+        """Wait until so many bytes more fit into the rate."""
+        with self.lock:
+            self._free_at = max(self._free_at, time.monotonic()) + count / self.bytes_per_s
+            wait_s = self._free_at - time.monotonic()
+        time.sleep(max(0.0, wait_s))
+
     def count(self, where: str) -> int:
         """Return how many requests contained `where` in their method and path."""
         return sum(where in f"{seen.method} {seen.path}" for seen in self.seen)
@@ -120,6 +130,7 @@ class Hub:
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -246,7 +257,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_faulty(one, start, fault)
             return
         with one.path.open("rb") as file:
-            self.connection.sendfile(file, start)
+            if not self.hub.bytes_per_s:
+                self.connection.sendfile(file, start)
+                return
+            file.seek(start)
+            while piece := file.read(PIECE_BYTES):
+                self.hub.pace(len(piece))
+                self.wfile.write(piece)
 
     def _send_faulty(self, one: Served, start: int, fault: Fault) -> None:
         content = one.path.read_bytes()[start:]
@@ -271,12 +288,13 @@ def _parents(name: str) -> list[Path]:
 
 def main() -> None:
     """Serve a folder until the process is interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Hub() as hub:
         hub.publish(Path(sys.argv[1]))
+        hub.bytes_per_s = float(sys.argv[2]) * 2**20 if len(sys.argv) > 2 else 0.0
         print(f"export HF_ENDPOINT={hub.endpoint}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
-    os._exit(0)
 
 
 if __name__ == "__main__":
