@@ -92,6 +92,25 @@ class OnNonFinite(StrEnum):
     CONTINUE = "continue"
 
 
+class CompileMode(StrEnum):
+    """What torch.compile aims at."""
+
+    DEFAULT = "default"
+    REDUCE_OVERHEAD = "reduce-overhead"
+    MAX_AUTOTUNE = "max-autotune"
+    MAX_AUTOTUNE_NO_CUDAGRAPHS = "max-autotune-no-cudagraphs"
+
+
+class AttnBackend(StrEnum):
+    """Which kernel of scaled_dot_product_attention may run."""
+
+    AUTO = "auto"  # torch's own choice
+    FLASH = "flash"
+    EFFICIENT = "efficient"
+    CUDNN = "cudnn"
+    MATH = "math"
+
+
 class _Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of every section: frozen, unknown keys refused."""
 
@@ -203,6 +222,12 @@ class PerfConfig(_Section, frozen=True, kw_only=True):
 
     mfu_peak_tflops: PositiveFloat | None = None  # dense; default: by device name, or measured
     sample_every_s: NonNegativeFloat = 2.0  # period of system samples; 0 turns them off
+    compile: bool = False  # torch.compile, block by block
+    compile_mode: CompileMode = CompileMode.DEFAULT
+    attn_backend: AttnBackend = AttnBackend.AUTO
+    profile: bool = False  # Chrome trace of one step after 20
+    count_kernels: bool = False  # kernels per step, counted on one step an interval
+    memory_budget_gib: PositiveFloat | None = None  # stands in for a smaller device; default: none
 
 
 class RunConfig(_Section, frozen=True, kw_only=True):
