@@ -29,6 +29,7 @@ class TransferView:
         self._notes: collections.deque[str] = collections.deque()
         self._open = False
         self._progress: Progress | None = None
+        self._phase = ""
         self._began = self._last = time.monotonic()
 
     def __enter__(self) -> TransferView:
@@ -44,7 +45,8 @@ class TransferView:
     ) -> None:
         self._open = False
         self._say_notes()
-        if (progress := self._progress) is None or not progress.files_total:
+        progress = self._progress
+        if progress is None or progress.phase != "fetching" or not progress.files_total:
             return
         if error is None:
             seconds = time.monotonic() - self._began
@@ -70,6 +72,9 @@ class TransferView:
     def watch(self, progress: Progress) -> None:
         """Show how far it is."""
         self._progress = progress
+        if progress.phase != self._phase:
+            self._phase = progress.phase
+            self._began = self._last = time.monotonic()
         self._say_notes()
         self._show(progress)
 
@@ -82,9 +87,10 @@ class TransferView:
         rate = (progress.bytes_done - progress.bytes_before) / (now - self._began)
         left = progress.bytes_total - progress.bytes_done
         eta = format_duration(left / rate) if rate > 0 else "?"
+        share = progress.bytes_done / progress.bytes_total
         output.talk(
-            f"{progress.bytes_done / progress.bytes_total:.0%}: {format_bytes(progress.bytes_done)}"
-            f" of {format_bytes(progress.bytes_total)}, {progress.files_done} of "
+            f"{progress.phase} {share:.0%}: {format_bytes(progress.bytes_done)} of "
+            f"{format_bytes(progress.bytes_total)}, {progress.files_done} of "
             f"{progress.files_total} files, {format_bytes(round(rate))}/s, eta {eta}"
         )
         output.flush()
@@ -119,7 +125,7 @@ class LiveTransferView(TransferView):
             self._bars = _make_bars()
             self._task = self._bars.add_task("")
             self._bars.start()
-        files = f"{progress.files_done} of {progress.files_total} files"
+        files = f"{progress.phase} {progress.files_done} of {progress.files_total} files"
         self._bars.update(
             self._task,
             total=progress.bytes_total,

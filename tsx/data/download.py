@@ -13,12 +13,13 @@ import contextlib
 import errno
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 from tsx.data.catalog import iter_paths, matches
-from tsx.data.download_plan import Plan, find_owner
+from tsx.data.download_plan import Partition, Plan, find_owner
 from tsx.data.hub import Hub, RemoteFile
 from tsx.data.meta import read_meta
 from tsx.data.parts import Part, Progress, count_kept, locate_part
@@ -36,7 +37,7 @@ from tsx.errors import DataError, TsxError
 
 WORKERS = 8
 _TICK_S = 0.1
-_PATIENCE_S = 2.0  # for each worker to write what it holds, when the download breaks off
+_PATIENCE_S = 0.5  # for workers to write what they hold, when the download breaks off
 _RECORD_EVERY = 50  # files; a killed process hashes at most so many again
 
 
@@ -132,10 +133,8 @@ class _Download:
             lacking = self._check_unrecorded()
             metas = [file for file in lacking if file.path.endswith(f"/{META_NAME}")]
             shards = [file for file in lacking if file not in metas]
-            self._progress.files_total = len(lacking)
-            self._progress.bytes_total = sum(file.size for file in lacking)
-            self._progress.bytes_before = sum(count_kept(self._folder, file) for file in lacking)
-            self._progress.bytes_done = self._progress.bytes_before
+            kept = sum(count_kept(self._folder, file) for file in lacking)
+            self._progress.begin("fetching", lacking, kept)
             self._each(metas, self._complete_part)
             self._compare_metas({file.path for file in lacking})
             for file in shards:
@@ -154,13 +153,15 @@ class _Download:
         plan = self._plan
         lacking = [file for file in plan.files if file.path not in plan.whole | plan.unchecked]
         unchecked = [file for file in plan.files if file.path in plan.unchecked]
+        self._progress.begin("checking", unchecked)
         if unchecked:
-            size = sum(file.size for file in unchecked)
+            size = self._progress.bytes_total
             self._notify(f"checking {len(unchecked)} files on disk, {size:,} bytes ...")
         right: set[str] = set()
 
         def check(file: RemoteFile) -> None:
-            if holds(self._folder / file.path, file.digest, file.size):
+            path, moved = self._folder / file.path, self._progress.move
+            if holds(path, file.digest, file.size, moved):
                 right.add(file.path)
 
         self._each(unchecked, check)
@@ -229,10 +230,18 @@ class _Download:
                 now,
                 dataset.fingerprint,
             )
+            self._forget_others(partition)
             datasets.append(dataset)
         for pattern in self._plan.patterns:
             self._record.completed[pattern] = self._listing.commit
         return datasets
+
+    def _forget_others(self, partition: Partition) -> None:
+        """Leave files that the partition no longer has out of the record."""
+        names = {file.path for file in partition.files}
+        for name in [name for name in self._record.files if name not in names]:
+            if find_owner(name, self._record.partitions) == partition.name:
+                del self._record.files[name]
 
     def _each(
         self,
@@ -273,8 +282,9 @@ class _Download:
                     settle(outcome)
         except BaseException:
             self._progress.stop.set()
+            deadline = time.monotonic() + _PATIENCE_S
             for thread in threads:
-                thread.join(_PATIENCE_S)
+                thread.join(max(0.0, deadline - time.monotonic()))
             raise
 
     def _next(

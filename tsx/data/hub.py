@@ -11,6 +11,7 @@ Does not cover: files over 50 GB, which the Hub serves by its xet protocol only.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -32,6 +33,7 @@ ATTEMPTS = 5  # of one request, in a row without a byte gained
 _MAX_WAIT_S = 300.0  # the longest window of the Hub's rate limits
 _TIMEOUT_S = 30.0
 PIECE_BYTES = 1 << 20
+MAX_FILES = 1_000_000
 _URL = re.compile(r"https?://\S*?/resolve/[0-9a-f]+/|https?://[^\s/]+|\?\S+")
 
 Notify = Callable[[str], None]
@@ -85,7 +87,11 @@ class Hub:
         self.repo = repo
         self.endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
         self._notify = notify
-        self._headers = build_hf_headers(library_name="tsx", library_version=tsx.__version__)
+        self._headers = build_hf_headers(
+            library_name="tsx",
+            library_version=tsx.__version__,
+            headers={"Accept-Encoding": "identity"},  # ranges and sizes are those of the file
+        )
 
     def list_files(self, revision: str) -> Listing:
         """Return all files of a revision.
@@ -107,8 +113,11 @@ class Hub:
             tree = api.list_repo_tree(
                 self.repo, recursive=True, revision=commit, repo_type="dataset"
             )
-            files = tuple(_read_entry(entry) for entry in tree if isinstance(entry, RepoFile))
-            return Listing(self.repo, revision, commit, files)
+            files = (_read_entry(entry) for entry in tree if isinstance(entry, RepoFile))
+            bounded = tuple(itertools.islice(files, MAX_FILES))
+            if len(bounded) == MAX_FILES:
+                raise TsxError(f"{self.repo} lists more than {MAX_FILES:,} files")
+            return Listing(self.repo, revision, commit, bounded)
 
         try:
             return self._repeat(ask, lambda: 0)
@@ -217,6 +226,10 @@ class Hub:
             return kind_of_error(
                 f"{place} does not exist, or is not shown to you ({status}): {_describe_token()}",
                 next_command=f"check --repo, or {_login()}",
+            )
+        if status == 404:
+            return ConfigError(
+                f"{place}: {what} is not found (404)", next_command="check --repo and HF_ENDPOINT"
             )
         after = _find_retry_after(error) if status == 429 else None
         rate = f": too many requests; try again in {after:g} s" if after else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -15,11 +16,16 @@ from tsx.errors import TsxError
 _KEY_DIGITS = 16  # of the digest, in a part's name: another content is another part
 
 
+class Stopped(Exception):
+    """A worker leaves off because the download ends."""
+
+
 @dataclass
 class Progress:
     """How far a download is; counted by its workers, read by the thread that shows it."""
 
-    bytes_total: int = 0  # of all files that were not whole at the start
+    phase: str = ""  # "checking" what is on disk, then "fetching"
+    bytes_total: int = 0
     bytes_before: int = 0  # of these, left by an earlier download
     bytes_done: int = 0  # those before included
     files_total: int = 0
@@ -27,14 +33,23 @@ class Progress:
     stop: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def begin(self, phase: str, files: Sequence[RemoteFile], bytes_before: int = 0) -> None:
+        """Start to count towards all of these files."""
+        self.phase = phase
+        self.bytes_total = sum(file.size for file in files)
+        self.bytes_before = self.bytes_done = bytes_before
+        self.files_total, self.files_done = len(files), 0
+
     def move(self, count: int) -> None:
-        """Count bytes, from any thread; fewer than none where some are thrown away."""
+        """Count bytes, from any thread; fewer than none where some are thrown away.
+
+        Raises:
+            Stopped: the download ends.
+        """
         with self.lock:
             self.bytes_done += count
-
-
-class Stopped(Exception):
-    """A worker leaves off because the download ends."""
+        if self.stop.is_set():
+            raise Stopped
 
 
 class Part:
@@ -55,7 +70,7 @@ class Part:
         self.size = count_kept(self._folder, self._remote)
         self._file = self._path.open("ab" if self.size else "wb", buffering=0)
         if self.size:
-            self._digest.read(self._path)
+            self._digest.read(self._path, lambda _: self._progress.move(0))
         return self
 
     def __exit__(
@@ -74,8 +89,6 @@ class Part:
             TsxError: more bytes than the file has.
             OSError: the disk is full, or fails.
         """
-        if self._progress.stop.is_set():
-            raise Stopped
         if self.size + len(chunk) > self._remote.size:
             raise TsxError(
                 f"{self._remote.path} is longer than the {self._remote.size:,} bytes that the Hub "
@@ -104,9 +117,9 @@ class Part:
         """Throw everything away: the server begins again at the first byte."""
         self._file.seek(0)
         self._file.truncate()
-        self._progress.move(-self.size)
+        size, self.size = self.size, 0
         self._digest.reset()
-        self.size = 0
+        self._progress.move(-size)
         return 0
 
     def is_right(self) -> bool:

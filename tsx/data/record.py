@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -123,23 +123,24 @@ class Digest:
         """Take the next bytes."""
         self._hash.update(content)
 
-    def read(self, path: Path) -> None:
-        """Take all bytes of a file."""
+    def read(self, path: Path, moved: Callable[[int], None]) -> None:
+        """Take all bytes of a file; `moved` is told of each piece."""
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 self._hash.update(chunk)
+                moved(len(chunk))
 
     def __str__(self) -> str:
         return f"{self._kind}:{self._hash.hexdigest()}"
 
 
-def holds(path: Path, digest: str, size: int) -> bool:
+def holds(path: Path, digest: str, size: int, moved: Callable[[int], None]) -> bool:
     """Read a file and tell whether it is the content of this digest."""
     try:
         if os.path.getsize(path) != size:
             return False
         found = Digest(digest.partition(":")[0], size)
-        found.read(path)
+        found.read(path, moved)
     except OSError:
         return False
     return str(found) == digest

@@ -184,7 +184,7 @@ def test_a_failure_says_what_is_kept(hub, tsx):
 def test_lines_tell_speed_and_remaining_time(capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    progress = Progress(bytes_total=40 << 20, bytes_before=10 << 20, files_total=4)
+    progress = Progress("fetching", bytes_total=40 << 20, bytes_before=10 << 20, files_total=4)
     progress.bytes_done = progress.bytes_before
     with TransferView() as view:
         view.watch(progress)
@@ -193,7 +193,7 @@ def test_lines_tell_speed_and_remaining_time(capsys, monkeypatch):
         progress.move(10 << 20)
         view.watch(progress)
         line = capsys.readouterr().err
-        assert line == "50%: 20.0 MiB of 40.0 MiB, 0 of 4 files, 1.0 MiB/s, eta 20s\n"
+        assert line == "fetching 50%: 20.0 MiB of 40.0 MiB, 0 of 4 files, 1.0 MiB/s, eta 20s\n"
     assert "fetched 10.0 MiB in 10s, 1.0 MiB/s" in capsys.readouterr().err
 
 

@@ -388,6 +388,7 @@ def test_a_limit_that_lasts_is_named_with_its_time(hub, fetch):
         (403, {}, TsxError, "lacks the right"),
         (403, {"X-Error-Code": "GatedRepo"}, TsxError, "gated"),
         (401, {"X-Error-Code": "GatedRepo"}, TsxError, "gated"),
+        (404, {}, ConfigError, "not found"),
         (418, {}, TsxError, "answers 418"),
     ],
 )
