@@ -61,9 +61,16 @@ def open_checkout(path: Path) -> None:
 def make_pair(config: ModelConfig, *, seed: int = 0, num_tokens: int = 4096) -> tuple[Any, Any]:
     """Return the official model and ours with the same weights."""
     tensors = draw_tensors(config, seed)
-    ours = build_forecaster(config, seed=0, num_tokens=num_tokens)
-    ours.load_state_dict(from_official(tensors, config))
-    return make_official(config, tensors), ours
+    return make_official(config, tensors), make_ours(config, tensors, num_tokens=num_tokens)
+
+
+def make_ours(
+    config: ModelConfig, tensors: Mapping[str, Tensor], *, num_tokens: int = 4096
+) -> Forecaster:
+    """Return our model with tensors of the official names."""
+    model = build_forecaster(config, seed=0, num_tokens=num_tokens)
+    model.load_state_dict(from_official(tensors, config))
+    return model
 
 
 def make_official(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Any:

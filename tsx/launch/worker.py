@@ -166,6 +166,9 @@ def _report(order: Order, ending: Ending, lost: int, *, begun: bool = True) -> N
 def _train(order: Order, sink: EventSink, stop: StopRequest) -> Ending:
     """Run the trainer and turn whatever comes out of it into an ending."""
     try:
+        from tsx.perf.allocator import keep_freed_memory
+
+        keep_freed_memory()  # before torch takes its first block
         from tsx.trainer.loop import train
 
         outcome = train(
