@@ -226,6 +226,7 @@ class PerfConfig(_Section, frozen=True, kw_only=True):
     compile_mode: CompileMode = CompileMode.DEFAULT
     attn_backend: AttnBackend = AttnBackend.AUTO
     profile: bool = False  # Chrome trace of one step after 20
+    log_metrics: bool = False  # print TFLOP/s, step times and where they go beside the loss
     count_kernels: bool = False  # kernels per step, counted on one step an interval
     memory_budget_gib: PositiveFloat | None = None  # stands in for a smaller device; default: none
 

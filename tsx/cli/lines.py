@@ -1,6 +1,7 @@
 """Events as the lines the diaries are written in. Pure: event in, text out.
 
 step=10 loss=3.6159 pred=0.5888 aux=1.0512 lr=1.00e-06 toks/s=23,243 mfu=5.59%
+timing data=0.14ms model=630.73ms step=630.87ms data%=0.0    (with perf.log_metrics)
 val step=50 pred=0.3011 aux=1.0021 mae=0.4410 mse=0.5023
 run model=NVIDIA H100 80GB HBM3 precision=bf16 peak_vram_gb=59.75
 """
@@ -19,18 +20,34 @@ TRAIN_FIELDS = (
     ("lr", "train/lr", ".2e"),
     ("toks/s", "train/toks_per_sec", ",.0f"),
 )
+# Of one step line, with perf.log_metrics: label, key, format, unit. NVML's only where NVML is.
+PERF_FIELDS = (
+    ("tflops", "train/tflops", ".2f", ""),
+    ("mfu", "train/mfu", ".2f", "%"),
+    ("step_ms", "train/step_time_ms", ".2f", ""),
+    ("kernels/step", "train/kernel_launches_per_step", ",.0f", ""),
+    ("sm_util", "train/sm_util_pct", ".1f", "%"),
+    ("hbm_util", "train/hbm_util_pct", ".1f", "%"),
+    ("mem_ctrl_util", "train/mem_ctrl_util_pct", ".1f", "%"),
+)
+MFU_ALONE = tuple(field for field in PERF_FIELDS if field[0] == "mfu")
 EVAL_FIELDS = ("pred", "aux", "mae", "mse")
 
 
-def list_lines(event: Event) -> list[str]:
-    """Return the lines that stand for one event; most events have none or one."""
+def list_lines(event: Event, *, perf: bool = False) -> list[str]:
+    """Return the lines that stand for one event; most events have none or one.
+
+    Args:
+        event: what a run recorded.
+        perf: with TFLOP/s, step times and what else the config's perf.log_metrics asks for.
+    """
     match event:
         case RunPrepared():
             return list(_prepared(event))
         case RunResumed():
             return [f"resumed step={event.from_step} of {event.steps}"]
         case Metrics():
-            return list(_metrics(event))
+            return list(_metrics(event, perf=perf))
         case _:
             return []
 
@@ -82,7 +99,7 @@ def _splits(event: RunPrepared) -> str:
     return f"windows {' '.join(parts)}" if parts else ""
 
 
-def _metrics(event: Metrics) -> Iterator[str]:
+def _metrics(event: Metrics, *, perf: bool) -> Iterator[str]:
     values = event.values
     if "train/loss" in values:
         parts = [f"step={event.step}"]
@@ -91,9 +108,14 @@ def _metrics(event: Metrics) -> Iterator[str]:
             for label, key, form in TRAIN_FIELDS
             if key in values
         ]
-        if "train/mfu" in values:
-            parts.append(f"mfu={number(values['train/mfu'], '.2f')}%")
+        parts += [
+            f"{label}={number(values[key], form)}{unit}"
+            for label, key, form, unit in (PERF_FIELDS if perf else MFU_ALONE)
+            if key in values
+        ]
         yield " ".join(parts)
+        if perf and "train/step_time_ms" in values:
+            yield _timing(values["train/step_time_ms"], values.get("train/data_time_ms", 0.0))
     for split in ("val", "ood"):
         if f"{split}/pred" in values:
             fields = (
@@ -102,6 +124,13 @@ def _metrics(event: Metrics) -> Iterator[str]:
                 if f"{split}/{name}" in values
             )
             yield f"{split} step={event.step} {' '.join(fields)}"
+
+
+def _timing(step_ms: float, data_ms: float) -> str:
+    """Return where the time of a step goes: waiting for data, and all the rest."""
+    share = 100.0 * data_ms / step_ms if step_ms > 0 else math.nan
+    times = f"data={data_ms:.2f}ms model={step_ms - data_ms:.2f}ms step={step_ms:.2f}ms"
+    return f"timing {times} data%={number(share, '.1f')}"
 
 
 def number(value: float, form: str) -> str:

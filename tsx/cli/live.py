@@ -65,7 +65,8 @@ class PlainView:
             case Artifact(kind="checkpoint"):
                 self._resumable = True
                 _talk(f"checkpoint step={event.step} {event.path}")
-        for line in list_lines(event):
+        perf = self._config is not None and self._config.perf.log_metrics
+        for line in list_lines(event, perf=perf):
             _data(line)
 
     def tick(self) -> None:
