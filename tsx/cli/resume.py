@@ -26,6 +26,21 @@ def command(
     device may be asked for; another architecture, data or seed is refused with the difference.
     """
     from recipes.overrides import parse_overrides
+
+    asked = list(overrides or []) + ([f"train.device={device}"] if device else [])
+    given = parse_overrides(asked)
+    for key in given.repeated:
+        output.warn(f"{key} is given more than once; the last one wins")
+    return go_on(run, given.values)
+
+
+def go_on(run: str, values: dict[str, Any]) -> int:
+    """Resume a run with "section.key" values laid over its recorded config; return the status.
+
+    Raises:
+        UnknownRun: no such run.
+        ConfigError: a value that does not hold, or one that another run would have.
+    """
     from registry.connection import find_home, find_url
     from registry.queries import Reader
     from registry.recover import recover
@@ -34,17 +49,13 @@ def command(
     from tsx.errors import ConfigError
     from tsx.launch.supervise import Supervisor
 
-    asked = list(overrides or []) + ([f"train.device={device}"] if device else [])
-    given = parse_overrides(asked)
-    for key in given.repeated:
-        output.warn(f"{key} is given more than once; the last one wins")
     home = find_home()
     url = find_url(home)
     recover(home, url)
     with Reader.open(url) as reader:
         detail = reader.get_detail(reader.get_run(run).id)
     try:
-        config = decode(_lay_over(detail.config, given.values), place=f"run {detail.run.id}")
+        config = decode(_lay_over(detail.config, values), place=f"run {detail.run.id}")
     except ConfigError as error:
         error.next_command = error.next_command or f"tsx show {detail.run.id}"
         raise

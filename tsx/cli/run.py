@@ -12,54 +12,94 @@ import typer
 from tsx.cli import output
 
 if TYPE_CHECKING:
+    from recipes.loader import Plan
+    from tsx.config import RunConfig
     from tsx.launch.plan import RunPlan
 
 MAX_SEEDS = 1000
 
+# Of `tsx run` and of `tsx train` alike.
+SetFlag = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value; may be repeated."),
+]
+SeedFlag = Annotated[int | None, typer.Option(min=0, help="Seed of the (first) run.")]
+NameFlag = Annotated[str, typer.Option(help="Name of the run; default: the recipe's.")]
+TagFlag = Annotated[list[str] | None, typer.Option(help="Tag; may be repeated.")]
+NoteFlag = Annotated[str, typer.Option(help="A sentence to remember it by.")]
+DeviceFlag = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+SmokeFlag = Annotated[
+    bool, typer.Option("--smoke", help="Shrink to under a minute, through the same code.")
+]
+DryRunFlag = Annotated[
+    bool, typer.Option("--dry-run", help="Prepare and check everything, train nothing.")
+]
+DetachFlag = Annotated[
+    bool, typer.Option("--detach", help="Train in the background and return at once.")
+]
+
 
 def command(
     recipe: Annotated[str, typer.Argument(help="A recipe's name or path; see `tsx recipes`.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="SECTION.KEY=VALUE", help="Change one value; may be repeated."
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the (first) run.")] = None,
+    overrides: SetFlag = None,
+    seed: SeedFlag = None,
     seeds: Annotated[
         int, typer.Option(min=1, max=MAX_SEEDS, help="Runs with seeds s, s+1, s+2, ...")
     ] = 1,
-    name: Annotated[str, typer.Option(help="Name of the run; default: the recipe's.")] = "",
-    tag: Annotated[list[str] | None, typer.Option(help="Tag; may be repeated.")] = None,
-    note: Annotated[str, typer.Option(help="A sentence to remember it by.")] = "",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "",
+    name: NameFlag = "",
+    tag: TagFlag = None,
+    note: NoteFlag = "",
+    device: DeviceFlag = "",
     data: Annotated[str | None, typer.Option(metavar="PATH", help="Series to train on.")] = None,
     allow_nonfinite: Annotated[
         bool,
         typer.Option("--allow-nonfinite", help="Leave NaN and infinity in the data out."),
     ] = False,
-    smoke: Annotated[
-        bool, typer.Option("--smoke", help="Shrink to under a minute, through the same code.")
+    memory_budget: Annotated[
+        str, typer.Option(metavar="SIZE", help="Memory a run may use, such as 8GiB.")
+    ] = "",
+    grow: Annotated[
+        str, typer.Option(metavar="SECTION.KEY", help="Search the largest value that fits.")
+    ] = "",
+    start_at: Annotated[
+        int | None, typer.Option("--start", min=1, help="First value of a search.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Last value of a search.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a search's table as JSON.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Prepare and check everything, train nothing.")
-    ] = False,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="Train in the background and return at once.")
-    ] = False,
+    smoke: SmokeFlag = False,
+    dry_run: DryRunFlag = False,
+    detach: DetachFlag = False,
 ) -> int:
     """Train a recipe and record every line of it.
 
-    Each run gets a process of its own; Ctrl-C writes a checkpoint and ends it as `interrupted`.
+    Each run gets a process of its own; Ctrl-C writes a checkpoint and ends it as `interrupted`. A
+    recipe with [search], or --grow, asks for the largest value that fits into memory instead.
     """
-    from registry.connection import find_home, find_url
+    from tsx.cli import search
+    from tsx.cli.expansion import expand_recipe
 
     asked = list(overrides or [])
     asked += [f"train.seed={seed}"] if seed is not None else []
     asked += [f"train.device={device}"] if device else []
     asked += [f"data.path={name_path(data)}"] if data is not None else []
     asked += ["data.allow_nonfinite=true"] if allow_nonfinite else []
-    plans = _plan(recipe, asked, seeds, name, tuple(tag or ()), note, smoke=smoke)
+    if memory_budget:
+        asked.append(f"perf.memory_budget_gib={search.parse_budget(memory_budget)}")
+    resolved, runs = expand_recipe(recipe, asked, smoke=smoke)
+    plans = make_plans(resolved, runs, seeds=seeds, name=name, tags=tuple(tag or ()), note=note)
+    sought = search.find_search(resolved, runs[0][1], grow=grow, start=start_at, limit=limit)
+    search.check_flags(sought, seeds=seeds, detach=detach, as_json=as_json)
+    if sought is not None:
+        return search.run(sought, plans[0], resolved, dry_run=dry_run, as_json=as_json)
+    return start(plans, dry_run=dry_run, detach=detach)
+
+
+def start(plans: list[RunPlan], *, dry_run: bool, detach: bool) -> int:
+    """Train the plans here or in the background, or rehearse the first; return the exit status."""
+    from registry.connection import find_home, find_url
+
     home = find_home()
     url = find_url(home)
     if dry_run:
@@ -82,21 +122,18 @@ def name_path(path: str, *, of: str = "--data") -> str:
     return os.path.abspath(Path(path).expanduser())
 
 
-def _plan(
-    recipe: str,
-    overrides: list[str],
+def make_plans(
+    resolved: Plan,
+    runs: list[tuple[str, RunConfig]],
+    *,
     seeds: int,
     name: str,
     tags: tuple[str, ...],
     note: str,
-    *,
-    smoke: bool,
 ) -> list[RunPlan]:
-    """Expand the recipe's sweep and the seeds into one plan a run."""
-    from tsx.cli.expansion import expand_recipe
+    """Return one plan for each run of the recipe's sweep and each seed."""
     from tsx.launch.plan import RunPlan, as_sweep, new_run_id, with_seeds
 
-    resolved, runs = expand_recipe(recipe, overrides, smoke=smoke)
     for key in resolved.repeated:
         output.warn(f"{key} is given more than once; the last one wins")
     plans = [
@@ -107,7 +144,7 @@ def _plan(
             config=config,
             tags=tags,
             note=note,
-            smoke=smoke,
+            smoke=resolved.smoke,
             command=("tsx", *sys.argv[1:]),
         )
         for suffix, config in runs
