@@ -168,7 +168,7 @@ def _resolve(config: DataConfig, home: Path) -> tuple[str, Path, str]:
     elif config.source is Source.TIME300B:
         raise DataError(
             f"data.source=time300b but Time-300B is not on disk at {hub}",
-            next_command="tsx run ... --data PATH, or --set data.source=demo",
+            next_command="tsx data download --partition-set train, or --data PATH",
         )
     else:
         reason = f"Time-300B is not on disk at {hub}"

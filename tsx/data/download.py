@@ -123,6 +123,7 @@ class _Download:
         self._record.repo = plan.listing.repo
         self._record.revision = plan.listing.revision
         self._record.commit = plan.listing.commit
+        self._record.asked = list(plan.patterns)
         for pattern in plan.patterns:
             self._record.completed.pop(pattern, None)
 

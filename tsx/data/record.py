@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,7 @@ class Record(Struct):
     repo: str
     revision: str  # as asked for
     commit: str  # what it resolved to, of the last request
+    asked: list[str] = field(default_factory=list)  # its patterns
     completed: dict[str, str] = field(default_factory=dict)  # pattern -> commit
     partitions: dict[str, PartitionRecord] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
@@ -75,6 +77,20 @@ def find_record(folder: Path) -> Record | None:
         return msgspec.json.decode((folder / FOLDER / "record.json").read_bytes(), type=Record)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def offer_resume(path: Path) -> str:
+    """Return the command that goes on with the download a file belongs to, "" where there is none.
+
+    Args:
+        path: a file of a data set, `<folder>/<domain>/<dataset>/<file>`.
+    """
+    for folder in path.parents[1:4]:
+        if (record := find_record(folder)) is not None and record.asked:
+            words = ["tsx", "data", "download", "--partitions", ",".join(record.asked)]
+            words += ["--repo", record.repo, "--revision", record.revision]
+            return shlex.join([*words, "--time300b-dir", str(folder.absolute())])
+    return ""
 
 
 def write_record(folder: Path, record: Record) -> None:

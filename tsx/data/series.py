@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tsx.data.meta import Floats, Ints, Meta, clip, read_meta
+from tsx.data.record import offer_resume
 from tsx.errors import DataError
 
 META_NAME = "meta.json"
@@ -235,7 +236,9 @@ def _check_size(path: Path, expected: int, place: str) -> None:
     try:
         status = path.stat()
     except FileNotFoundError:
-        raise DataError(f"{place}: shard {path} is missing") from None
+        raise DataError(
+            f"{place}: shard {path} is missing", next_command=offer_resume(path)
+        ) from None
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{place}: shard {path} is not a file")
     if status.st_size != expected:
