@@ -32,8 +32,10 @@ class Verb(NamedTuple):
 
 VERBS = (
     Verb("run", "Train a recipe and record every line of it.", "Train"),
+    Verb("train", "Train as the research notes' command line says.", "Train"),
     Verb("resume", "Go on with a run from its last checkpoint.", "Train"),
     Verb("recipes", "List, show and validate recipes.", "Train"),
+    Verb("data", "Inspect and download series.", "Train"),
     Verb("model", "Import and export official Time-MoE weights.", "Train"),
     Verb("runs", "List runs, newest first.", "Read"),
     Verb("show", "Show everything the registry knows of one run.", "Read"),
@@ -87,6 +89,18 @@ class VerbCommand(_TrustDefaults, TyperCommand):
             if name in given:
                 error.message = f"{given[name]!r}: {error.message}"
             raise
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments and options, those with a panel under its heading."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if (record := param.get_help_record(ctx)) is not None:
+                head = getattr(param, "rich_help_panel", None)
+                head = head or f"{param.param_type_name.capitalize()}s"
+                sections.setdefault(head, []).append(record)
+        for head, rows in sections.items():
+            with formatter.section(head):
+                formatter.write_dl(rows)
 
 
 class _Group(_TrustDefaults, TyperGroup):

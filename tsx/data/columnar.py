@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _PREFERRED = ("sequence", "target")  # the list column that is taken where there are several
-_MAX_BATCH_ROWS = 1 << 16
-_MAX_BATCH_LISTS = 128  # rows of lists, however little room they seem to take
+_MAX_LIST_ROWS = 128  # read at a time, however little room they seem to take
+_GROUP_COLUMNS = 256
 
 
 class _Columns(NamedTuple):
@@ -47,28 +47,47 @@ def parse_parquet(source: SourceFile, writer: SeriesWriter) -> Sequence[str]:
     from pyarrow import parquet
 
     with _opening(source):
-        file = parquet.ParquetFile(source.path, buffer_size=1 << 20)
+        file = parquet.ParquetFile(source.path, buffer_size=1 << 20, pre_buffer=False)
     with file:
         with _opening(source):
             schema, names = file.schema_arrow, file.schema_arrow.names
         columns = _choose(schema, source)
-        wanted = columns.numbers if columns.lists is None else [columns.lists]
-        batches = file.iter_batches(
-            batch_size=_find_batch_rows(columns, file),
-            columns=[names[number] for number in wanted],
-            use_threads=False,
-        )
-        # A name may stand for several columns: all of them are read, in the table's order.
-        read = {names[number] for number in wanted}
-        order = [number for number, name in enumerate(names) if name in read]
-        places = [order.index(number) for number in wanted]
-        _write(
-            _Columns(places, None) if columns.lists is None else _Columns([], places[0]),
-            _report(source, _iter_safely(batches, source), file.metadata.num_rows),
-            source,
-            writer,
-        )
+        if columns.lists is not None:
+            rows = _find_list_rows(file)
+            batches = _iter_columns(file, names, [columns.lists], rows, source)
+            _write(_Columns([], 0), batches, source, writer)
+            return ()
+        # Every column that is open keeps buffers of its own, so they are read by groups.
+        for first in range(0, len(columns.numbers), _GROUP_COLUMNS):
+            group = columns.numbers[first : first + _GROUP_COLUMNS]
+            batches = _iter_columns(file, names, group, PIECE_POINTS // len(group), source)
+            _write(_Columns(list(range(len(group))), None), batches, source, writer)
+            source.report((first + len(group)) / len(columns.numbers))
     return [names[number] for number in columns.numbers]
+
+
+def _iter_columns(
+    file: Any, names: Sequence[str], wanted: list[int], rows: int, source: SourceFile
+) -> Iterator[pa.RecordBatch]:
+    """Yield batches of some columns of a parquet file, at most `rows` at a time.
+
+    Raises:
+        DataError: a damaged file, or one with fewer rows than its footer says.
+    """
+    batches = file.iter_batches(
+        batch_size=rows, columns=[names[number] for number in wanted], use_threads=False
+    )
+    # A name may stand for several columns: all of them are read, in the table's order.
+    read = {names[number] for number in wanted}
+    order = [number for number, name in enumerate(names) if name in read]
+    places = [order.index(number) for number in wanted]
+    done, promised = 0, file.metadata.num_rows
+    with _opening(source):
+        for batch in batches:
+            done += batch.num_rows
+            yield batch.select(places)
+    if done != promised:
+        raise source.fault(f"has {done} rows where its footer says {promised}")
 
 
 def parse_arrow(source: SourceFile, writer: SeriesWriter) -> Sequence[str]:
@@ -120,19 +139,6 @@ def _iter_safely(batches: Iterable[Any], source: SourceFile) -> Iterator[pa.Reco
         yield from batches
 
 
-def _report(
-    source: SourceFile, batches: Iterator[pa.RecordBatch], num_rows: int
-) -> Iterator[pa.RecordBatch]:
-    """Pass batches on, telling how far they are; refuse when there are fewer rows than said."""
-    done = 0
-    for batch in batches:
-        yield batch
-        done += batch.num_rows
-        source.report(done / max(num_rows, 1))
-    if done != num_rows:
-        raise source.fault(f"has {done} rows where its footer says {num_rows}")
-
-
 def _validate(batches: Iterator[pa.RecordBatch], source: SourceFile) -> Iterator[pa.RecordBatch]:
     """Pass batches on whose lengths and offsets are within their buffers."""
     for batch in batches:
@@ -141,19 +147,17 @@ def _validate(batches: Iterator[pa.RecordBatch], source: SourceFile) -> Iterator
         yield batch
 
 
-def _find_batch_rows(columns: _Columns, file: Any) -> int:
-    """Return rows to read at a time, so that a batch is about a piece.
+def _find_list_rows(file: Any) -> int:
+    """Return rows of lists to read at a time, so that a batch is about a piece.
 
-    What a row's list holds is told by the sizes of row groups alone: asking pyarrow for a column's
-    own metadata ends the process where these are damaged.
+    What a list holds is told by the sizes of row groups alone: asking pyarrow for a column's own
+    metadata ends the process where these are damaged.
     """
-    if columns.lists is None:
-        return max(1, min(_MAX_BATCH_ROWS, PIECE_POINTS // len(columns.numbers)))
     groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
     row_bytes = max(
         (group.total_byte_size // max(group.num_rows, 1) for group in groups), default=1
     )
-    return max(1, min(_MAX_BATCH_LISTS, PIECE_POINTS * 8 // max(row_bytes, 1)))
+    return max(1, min(_MAX_LIST_ROWS, PIECE_POINTS * 8 // max(row_bytes, 1)))
 
 
 def _choose(schema: pa.Schema, source: SourceFile) -> _Columns:

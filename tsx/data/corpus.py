@@ -94,7 +94,7 @@ def _build(
     if source == Source.TIME300B:  # files beside the data sets there are about them
         entries = [entry for entry in entries if entry.path.is_dir()]
     ood_entries = _select_ood(config, entries)
-    train_entries = _select_train(config, entries)
+    train_entries = select_train(config, entries)
     ood = [opener.open(entry) for entry in ood_entries]
     train, overlap = _leave_out(train_entries, ood_entries, ood, opener)
     if not train:
@@ -176,7 +176,7 @@ def _resolve(config: DataConfig, home: Path) -> tuple[str, Path, str]:
     return Source.DEMO.value, root, f"data: demo corpus ({reason})"
 
 
-def _select_train(config: DataConfig, entries: Sequence[Entry]) -> list[Entry]:
+def select_train(config: DataConfig, entries: Sequence[Entry]) -> list[Entry]:
     """Return the entries that `include` and `exclude` leave, OOD or not."""
     chosen = [
         entry

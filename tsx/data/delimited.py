@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tsx.data.layout import SeriesWriter
 from tsx.data.meta import Floats, clip
 from tsx.data.parsed import SourceFile
@@ -23,7 +21,8 @@ from tsx.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_BLOCK_BYTES = 4 << 20  # of text at a time; a row must fit
+_BLOCK_BYTES = 1 << 20  # of text at a time; a row must fit
+_WIDE_COLUMNS = 1000
 # What stands for a missing value, beside an empty cell.
 _MISSING = ("", "NaN", "nan", "-NaN", "-nan", "NA", "N/A", "n/a", "#N/A", "null", "NULL", "None")
 
@@ -45,13 +44,7 @@ def parse_csv(source: SourceFile, writer: SeriesWriter) -> Sequence[str]:
                 skipped = int(_has_index(names[0], batch.column(0)))
                 if skipped == len(names):
                     raise source.fault(f"has no column of numbers, only {clip(repr(names[0]))}")
-            table.append(
-                [
-                    _to_numbers(batch.column(number), source, f"column {number + 1} {name!r}", row)
-                    for number, name in enumerate(names)
-                    if number >= (skipped or 0)
-                ]
-            )
+            table.append(_read_block(batch, names, skipped or 0, source, row))
             row += batch.num_rows
         if skipped is None:
             raise source.fault("holds a header and no rows")
@@ -121,7 +114,9 @@ def _open(source: SourceFile, names: Sequence[str] = ()) -> Iterator[Any]:
         strings_can_be_null=True,
         null_values=list(_MISSING),
     )
-    reading = csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES)
+    # A block costs something for each of its columns.
+    block_bytes = _BLOCK_BYTES * (4 if len(names) > _WIDE_COLUMNS else 1)
+    reading = csv.ReadOptions(use_threads=False, block_size=block_bytes)
     try:
         with source.open() as file, csv.open_csv(file, reading, parsing, converting) as reader:
             yield reader
@@ -155,8 +150,10 @@ def _has_index(name: str, column: pa.StringArray) -> bool:
     return not name.strip() or (len(present) > 0 and not _is_number(present[0].as_py()))
 
 
-def _to_numbers(column: pa.StringArray, source: SourceFile, name: str, row: int) -> Floats:
-    """Return a column of a block as float64, missing cells as NaN.
+def _read_block(
+    batch: pa.RecordBatch, names: Sequence[str], skipped: int, source: SourceFile, row: int
+) -> Floats:
+    """Return the columns of a block but the first `skipped`, [K, N], missing cells as NaN.
 
     Raises:
         DataError: the first cell that is no number; `row` is that of the block's first.
@@ -164,21 +161,27 @@ def _to_numbers(column: pa.StringArray, source: SourceFile, name: str, row: int)
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    # One cast over all cells: a thousand narrow columns would cost a thousand calls.
+    cells = pa.concat_arrays(batch.columns[skipped:])
     try:
-        numbers = pc.cast(column, pa.float64())
+        numbers = pc.cast(cells, pa.float64())
     except pa.ArrowInvalid:
-        trimmed = pc.utf8_trim_whitespace(column)
+        trimmed = pc.utf8_trim_whitespace(cells)
         missing = pc.is_in(trimmed, pa.array(_MISSING))
-        column = pc.if_else(missing, None, trimmed)
-        at = _find_text(column)
+        cells = pc.if_else(missing, None, trimmed)
+        at = _find_text(cells)
         if at is not None:
+            column, at_row = divmod(at, batch.num_rows)
+            column += skipped
             raise source.fault(
-                f"{clip(name)} holds {clip(repr(column[at].as_py()))} in row {row + at} (the "
-                "header is row 1), which is no number; only a first column may hold dates or text",
+                f"column {column + 1} {clip(repr(names[column]))} holds "
+                f"{clip(repr(cells[at].as_py()))} in row {row + at_row} (the header is row 1), "
+                "which is no number; only a first column may hold dates or text",
                 next_command="leave the column out, or mark missing values by empty cells",
             ) from None
-        numbers = pc.cast(column, pa.float64())
-    return np.asarray(numbers.to_numpy(zero_copy_only=False), np.float64)
+        numbers = pc.cast(cells, pa.float64())
+    values_KN: Floats = numbers.to_numpy(zero_copy_only=False).reshape(-1, batch.num_rows)
+    return values_KN
 
 
 def _find_text(column: pa.StringArray) -> int | None:

@@ -49,7 +49,9 @@ def parse_jsonl(source: SourceFile, writer: SeriesWriter) -> Sequence[str]:
             if number == 1:
                 line = line.removeprefix(_MARK)
             if line.strip():
-                writer.append(_read_series(line, f"{source.place}: line {number} of {source.path}"))
+                _write_series(
+                    line.strip(), f"{source.place}: line {number} of {source.path}", writer
+                )
     return ()
 
 
@@ -70,7 +72,7 @@ def parse_json(source: SourceFile, writer: SeriesWriter) -> Sequence[str]:
                     'numbers or {"sequence": [...]}',
                     next_command="where the file is one series, put it into brackets: [[1, 2, 3]]",
                 )
-            writer.append(_read_series(element, place))
+            _write_series(element, place, writer)
     return ()
 
 
@@ -81,6 +83,27 @@ def _too_long(place: str) -> DataError:
 def _clip(text: bytes | bytearray) -> str:
     shown = text[:60].decode("utf-8", "replace")
     return shown + "..." if len(text) > 60 else shown
+
+
+def _write_series(text: bytes, place: str, writer: SeriesWriter) -> None:
+    """Write the series that a text is; a long list goes piece by piece, for its numbers' sake."""
+    if len(text) > 2 * PIECE_BYTES and text[:1] == b"[" and text[-1:] == b"]":
+        writer.append_pieces(_iter_pieces(text, place))
+    else:
+        writer.append(_read_series(text, place))
+
+
+def _iter_pieces(text: bytes, place: str) -> Iterator[Floats]:
+    """Yield the numbers of a list, a mebibyte of text at a time, cut at commas."""
+    start, end = 1, len(text) - 1
+    while start <= end:
+        cut = text.find(b",", start + PIECE_BYTES, end)
+        cut = end if cut < 0 else cut
+        piece = text[start:cut].strip()
+        if not piece:
+            raise DataError(f"{place} is not JSON: a comma without a number")
+        yield _read_series(b"[" + piece + b"]", place)
+        start = cut + 1
 
 
 def _read_series(text: bytes, place: str) -> Floats:

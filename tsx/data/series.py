@@ -23,7 +23,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,15 @@ class MapPool:
             if len(self._maps) > self._capacity:
                 self._maps.popitem(last=False)
             return shard
+
+
+class Span(NamedTuple):
+    """Points of neighbouring series, or a piece of a long one."""
+
+    first: int  # series
+    start: int  # point of the first series that the values begin with
+    length_S: Ints  # points of each series
+    values: Floats  # one after another
 
 
 class DataSet:
@@ -152,6 +161,33 @@ class DataSet:
             out = np.empty(min(_CHUNK_POINTS, length - start))
             self.fill(out, series, start)
             yield out
+
+    def iter_spans(self) -> Iterator[Span]:
+        """Yield every point once, in pieces of bounded size, short series many at a time."""
+        meta, num_series = self._meta, self.num_series
+        breaks = np.flatnonzero(meta.offset_S[1:] != (meta.offset_S + meta.length_S)[:-1]) + 1
+        total_S = np.concatenate([[0], np.cumsum(meta.length_S)])
+        first = 0
+        while first < num_series:
+            if meta.length_S[first] > _CHUNK_POINTS:
+                start = 0
+                for chunk in self.iter_chunks(first):
+                    yield Span(first, start, np.array([len(chunk)]), chunk)
+                    start += len(chunk)
+                first += 1
+                continue
+            run = int(np.searchsorted(breaks, first, side="right"))
+            last = int(breaks[run]) if run < len(breaks) else num_series
+            fits = np.searchsorted(total_S, total_S[first] + _CHUNK_POINTS, side="right") - 1
+            last = max(first + 1, min(last, int(fits)))
+            length_S = meta.length_S[first:last]
+            values = np.empty(int(length_S.sum()))
+            self._copy(values, int(meta.offset_S[first]))
+            if meta.mean_S is not None and meta.std_S is not None:
+                values *= np.repeat(meta.std_S[first:last], length_S)
+                values += np.repeat(meta.mean_S[first:last], length_S)
+            yield Span(first, 0, length_S, values)
+            first = last
 
     def check_finite(self) -> None:
         """Read every point once, through a small buffer, and refuse the first that is not finite.

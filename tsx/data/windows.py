@@ -34,6 +34,15 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a window was cut."""
+
+    dataset: DataSet
+    series: int
+    start: int  # its first point
+
+
+@dataclass(frozen=True)
 class Part:
     """The series of one data set that belong to a window set."""
 
@@ -56,7 +65,7 @@ class WindowSet:
         self._series_S = _join([part.series_S for part in self._parts])
         self._part_bounds = _bounds(np.array([len(part.series_S) for part in self._parts]))
         length_S = _join([part.dataset.length_S[part.series_S] for part in self._parts])
-        self._window_bounds = _bounds(_count_windows(length_S, config))
+        self._window_bounds = _bounds(count_windows(length_S, config))
         self.num_points = int(length_S.sum())
 
     def __len__(self) -> int:
@@ -106,6 +115,17 @@ class WindowSet:
             target_mask_BC=np.ascontiguousarray(usable_BN[:, 1:]),
             input_mask_BC=np.ascontiguousarray(usable_BN[:, :-1]),
         )
+
+    def list_origins(self, indices: Ints) -> list[Origin]:
+        """Return where the windows of these numbers are cut.
+
+        Raises:
+            IndexError: a number outside 0 .. len - 1.
+        """
+        return [
+            Origin(self._parts[part].dataset, series, start)
+            for part, series, start in self._locate(indices)
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Return series, points and windows, whole and by domain, as plain data."""
@@ -182,7 +202,7 @@ class WindowSet:
         )
 
 
-def _count_windows(length_S: Ints, config: DataConfig) -> Ints:
+def count_windows(length_S: Ints, config: DataConfig) -> Ints:
     """Return the number of windows of series of these lengths."""
     beyond_S = np.maximum(length_S - (config.context_length + 1), 0)
     windows_S: Ints = 1 + beyond_S // config.stride

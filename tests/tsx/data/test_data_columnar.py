@@ -92,12 +92,15 @@ def test_of_several_lists_one_is_named(open_table, read):
 
 
 def test_a_slice_and_many_batches(open_table, read, monkeypatch):
-    monkeypatch.setattr(columnar_module, "_MAX_BATCH_ROWS", 3)
+    monkeypatch.setattr(columnar_module, "_MAX_LIST_ROWS", 3)
+    monkeypatch.setattr(columnar_module, "PIECE_POINTS", 6)
+    monkeypatch.setattr(columnar_module, "_GROUP_COLUMNS", 2)
     lists = [[float(value) for value in range(number % 4)] for number in range(50)]
     table = pa.table({"x": lists}).slice(7, 40)
     assert read(open_table(table)) == lists[7:47]
-    numbers = pa.table({"x": list(range(50)), "y": list(range(50, 100))}).slice(7, 40)
-    assert read(open_table(numbers)) == [list(range(7, 47)), list(range(57, 97))]
+    columns = {name: list(range(first, first + 50)) for first, name in enumerate("abcde")}
+    expected = [column[7:47] for column in columns.values()]
+    assert read(open_table(pa.table(columns).slice(7, 40))) == expected
 
 
 def test_columns_of_one_name_are_all_read(open_table, read):

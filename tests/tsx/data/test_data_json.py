@@ -29,6 +29,20 @@ def test_pieces_of_any_size_give_the_same(open_file, read, monkeypatch, piece):
     assert repr(values) == "[[1.5, nan, -2.0], [3.0], [], [inf]]"
 
 
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_a_long_list_is_read_piece_by_piece(open_file, read, monkeypatch, form):
+    monkeypatch.setattr(jsonl_module, "PIECE_BYTES", 10)
+    text = "[" + ", ".join(map(str, range(100))) + " ]"
+    wrap = "[{}]" if form == "json" else " {} \n"
+    assert read(open_file(f"a.{form}", wrap.format(text))) == [list(range(100))]
+    for bad in ("1,, 2", "1, ", ", 1", "1, [2]", '1, "2, 3"', "1, x"):
+        long = f"[{text[1:-1]}, {bad}, {text[1:-1]}]".replace(f"{bad}, 0", bad)
+        with pytest.raises(DataError, match=r"(element 0|line 1) .*is not"):
+            open_file(f"a.{form}", wrap.format(f"[{text[1:-1]}, {bad}]"))
+        with pytest.raises(DataError, match=r"(element 0|line 1) .*is not"):
+            open_file(f"a.{form}", wrap.format(long))
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
