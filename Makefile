@@ -10,7 +10,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 
 PARITY := .venv-official
 
-.PHONY: demo test test-all check install install-dev bench parity speed clean
+.PHONY: demo test test-all check install install-dev bench parity speed checkout clean
 
 demo: install
 	@$(BIN)/tsx run sanity --name demo
@@ -32,11 +32,15 @@ check: install-dev
 bench: install-dev
 	$(BIN)/python -m benchmarks
 
-parity: $(PARITY)/.installed
+parity: checkout $(PARITY)/.installed
 	$(PARITY)/bin/python -m benchmarks.parity $(OFFICIAL) $(if $(CORPUS),--corpus $(CORPUS))
 
-speed: $(PARITY)/.installed
+speed: checkout $(PARITY)/.installed
 	$(PARITY)/bin/python -m benchmarks.speed $(OFFICIAL)
+
+checkout:
+	@test -d "$(OFFICIAL)/time_moe" || { echo "OFFICIAL=$(OFFICIAL): expected a checkout of" \
+		"https://github.com/Time-MoE/Time-MoE; usage: make parity OFFICIAL=PATH" >&2; exit 2; }
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -59,7 +63,6 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 # The official code wants another huggingface_hub than tsx: an environment of its own.
 $(PARITY)/.installed: constraints.txt
-	@test -d "$(OFFICIAL)/time_moe" || { echo "usage: make parity OFFICIAL=PATH (a checkout of Time-MoE/Time-MoE)" >&2; exit 2; }
 	@$(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check $(shell grep '^torch==' constraints.txt) \
 		transformers==4.40.1 pyyaml msgspec platformdirs psutil
