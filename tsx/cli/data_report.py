@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tsx.cli import output
 from tsx.cli.output import Cell, Column
-from tsx.text import format_count, format_value
+from tsx.text import count_cells, format_count, format_value
 
 if TYPE_CHECKING:
     from tsx.data.inspect import DataSetReport, Inspection
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 MAX_SETS = 100  # data sets of a table; --json has all
 _MAX_WINDOWS = 8  # of a batch that are listed
+_MIN_SPARKLINE, _MARGIN = 16, 20  # cells; the margin is for lengths and the gaps between columns
 _CHART_POINTS = 40  # few enough that one point of shift is seen
-_HEAD, _BEFORE_END, _AFTER_END = 6, 3, 2  # places of a window that are printed
+_HEAD, _BEFORE_EDGE, _AFTER_EDGE = 6, 3, 3  # places of a window that are printed
 
 
 def show_inspection(found: Inspection) -> None:
@@ -101,6 +102,7 @@ def _list_oddities(report: DataSetReport) -> Iterator[str]:
 def _show_samples(found: Inspection) -> None:
     """Print a sparkline for some series."""
     from tsx.chart import draw_sparkline
+    from tsx.cli.paint import find_width
     from tsx.data.inspect import SAMPLE_CELLS
 
     rows = [
@@ -174,8 +176,9 @@ def _show_window(preview: BatchPreview, row: int) -> None:
     ]
     output.data("")
     show_curves(curves, Frame(title=f"row {row}, first {format_count(shown)} places", x_label="t"))
-    last = max((place for place, known in enumerate(target_mask_C) if known), default=0)
-    places = [*range(_HEAD), *range(last + 1 - _BEFORE_END, last + 1 + _AFTER_END)]
+    # The first target that is none, by padding or because it is not finite; else the end.
+    edge = next((place for place, known in enumerate(target_mask_C) if not known), len(input_C))
+    places = [*range(_HEAD), *range(edge - _BEFORE_EDGE, edge + _AFTER_EDGE)]
     rows: list[tuple[str, ...]] = []
     before = -1
     for place in sorted({place for place in places if 0 <= place < len(input_C)}):

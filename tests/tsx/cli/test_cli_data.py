@@ -63,6 +63,18 @@ def test_a_batch_is_drawn_and_its_shift_is_checked(tsx, tmp_path):
     assert [row[3] for row in cells[:5]] == [row[1] for row in cells[1:6]]
 
 
+def test_a_point_that_is_left_out_is_shown_where_it_is(tsx, tmp_path):
+    values = np.sin(np.arange(200) / 9)
+    values[40] = np.nan
+    np.save(tmp_path / "a.npy", values)
+    settings = ("--set", "data.context_length=100", "--allow-nonfinite", "--batch", "0")
+    done = tsx("data", "inspect", str(tmp_path / "a.npy"), *settings)
+    assert done.status == 0
+    rows = [line.split() for line in done.out.splitlines()]
+    assert any(row[0:1] == ["39"] and row[2:] == ["1", "0", "0"] for row in rows)
+    assert any(row[0:3] == ["40", "0", "0"] and row[4:] == ["1"] for row in rows)
+
+
 def test_a_wrong_shift_is_a_failure(tsx, table, monkeypatch):
     from tsx.data import preview as preview_module
 
