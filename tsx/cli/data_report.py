@@ -105,15 +105,12 @@ def _show_samples(found: Inspection) -> None:
     from tsx.cli.paint import find_width
     from tsx.data.inspect import SAMPLE_CELLS
 
+    pairs = [(report.name, sample) for report in found.datasets for sample in report.samples]
+    taken = max((count_cells(name + sample.label) for name, sample in pairs), default=0)
+    width = max(_MIN_SPARKLINE, min(SAMPLE_CELLS, find_width() - taken - _MARGIN))
     rows = [
-        (
-            report.name,
-            sample.label,
-            f"{sample.length:,}",
-            draw_sparkline(sample.means, SAMPLE_CELLS),
-        )
-        for report in found.datasets
-        for sample in report.samples
+        (name, sample.label, f"{sample.length:,}", draw_sparkline(sample.means, width))
+        for name, sample in pairs
     ]
     if rows:
         output.data("")
