@@ -1,8 +1,8 @@
 """One TOML file -> one RecipeFile, within bounds.
 
-Owns the size and nesting bounds, the head table [recipe], [sweep] and the plain sections. It does
-not know which config sections and keys exist: tsx.config.decode does. Nothing in a file is
-executed.
+Owns the size and nesting bounds, the head table [recipe], [sweep] and the plain sections; [search]
+is recipes.search's. It does not know which config sections and keys exist: tsx.config.decode does.
+Nothing in a file is executed.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import math
 import re
 import stat
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from recipes.errors import RecipeFileError, offer, show
+from recipes.search import Search, read_search
 
 MAX_FILE_BYTES = 256 * 1024  # the longest shipped recipe is under 2 KiB
 MAX_DEPTH = 8  # of nested tables and arrays
@@ -57,6 +59,7 @@ class RecipeFile:
     extends: tuple[str, ...] = ()
     settings: Settings = field(default_factory=dict)
     axes: dict[str, list[Any]] = field(default_factory=dict)  # "section.key" -> values
+    search: Search | None = None
 
     @property
     def place(self) -> str:
@@ -69,13 +72,15 @@ def read_recipe(path: Path, source: str) -> RecipeFile:
     """Read one file.
 
     Raises:
-        RecipeFileError: unreadable, too large, not TOML, too deep, or a wrong [recipe] or [sweep].
+        RecipeFileError: unreadable, too large, not TOML, too deep, or a wrong [recipe], [sweep] or
+            [search].
     """
     place = f"recipe {path.stem!r} ({path})"
     tables = _parse(_read_text(path, place), place)
     _check_plain(tables, place)
     head = tables.pop("recipe", {})
     sweep = tables.pop("sweep", {})
+    search = read_search(tables.pop("search", {}), place)
     for section, keys in tables.items():
         if not isinstance(keys, dict):
             raise RecipeFileError(
@@ -84,8 +89,15 @@ def read_recipe(path: Path, source: str) -> RecipeFile:
             )
     info, extends = _read_head(head, path, source, place)
     axes = _read_axes(sweep, place)
-    _check_contradiction(axes, tables, place)
-    return RecipeFile(info=info, extends=extends, settings=tables, axes=axes)
+    _check_contradiction("sweep", axes, tables, place)
+    if search is not None:
+        _check_contradiction("search", [search.key], tables, place)
+        if search.key in axes:
+            raise RecipeFileError(
+                f"{place} [search] key={show(search.key)} is also in [sweep]",
+                next_command="keep one of the two",
+            )
+    return RecipeFile(info=info, extends=extends, settings=tables, axes=axes, search=search)
 
 
 def _read_text(path: Path, place: str) -> str:
@@ -218,13 +230,13 @@ def check_sweep_size(axes: dict[str, list[Any]], place: str) -> None:
         )
 
 
-def _check_contradiction(axes: dict[str, list[Any]], settings: Settings, place: str) -> None:
-    """Refuse a key that one file both sets and sweeps."""
+def _check_contradiction(table: str, axes: Iterable[str], settings: Settings, place: str) -> None:
+    """Refuse a key that one file both sets and sweeps or searches."""
     for axis in axes:
         section, _, key = axis.partition(".")
         if key in settings.get(section, {}):
             raise RecipeFileError(
-                f"{place} [sweep] {axis} is also set: [{section}] {key}="
+                f"{place} [{table}] {axis} is also set: [{section}] {key}="
                 f"{show(settings[section][key])}",
                 next_command="keep one of the two",
             )

@@ -1,4 +1,4 @@
-"""Names -> recipes -> plain dicts: listing, `extends`, presets, --set, --smoke and sweeps.
+"""Names -> recipes -> plain dicts: listing, `extends`, presets, --set, --smoke, sweeps, searches.
 
 A recipe is data. Later wins: what it extends (left to right), its own sections, a sweep's values,
 the smoke bounds, --set. Whether the result is a valid config is for tsx.config.decode to say.
@@ -25,14 +25,16 @@ from recipes.files import (
     read_recipe,
 )
 from recipes.overrides import Overrides, parse_overrides
+from recipes.search import Search
 from recipes.smoke import MAX_RUNS as MAX_SMOKE_RUNS
-from recipes.smoke import shrink
+from recipes.smoke import shrink, shrink_search
 
 __all__ = [
     "Plan",
     "Recipe",
     "RecipeFileError",
     "RecipeInfo",
+    "Search",
     "expand",
     "find_recipe",
     "get_recipe",
@@ -58,6 +60,7 @@ class Plan:
     Attributes:
         raw: section -> key -> value of the first run; what the recipe leaves out is default.
         axes: the sweep that is left, "section.key" -> values; empty for a single run.
+        search: the search that is left; its key has its start in `raw`. Never beside `axes`.
         origins: "section.key" -> who set it: "recipe 'x'", "preset 'base'", "--set", "--smoke".
         repeated: keys given twice to --set; the last one won.
     """
@@ -66,6 +69,7 @@ class Plan:
     info: RecipeInfo
     raw: Settings
     axes: dict[str, list[Any]] = field(default_factory=dict)
+    search: Search | None = None
     smoke: bool = False
     origins: dict[str, str] = field(default_factory=dict)
     repeated: tuple[str, ...] = ()
@@ -86,7 +90,8 @@ def list_recipes(search: Sequence[Path] = ()) -> list[RecipeInfo]:
     """
     listed: dict[str, RecipeInfo] = {}
     for folder in (BUILT_IN, *search):
-        for path in sorted(itertools.islice(_iter_files(folder), MAX_FOLDER)):
+        files = itertools.islice(_iter_files(folder), MAX_FOLDER)
+        for path in sorted(files, key=lambda path: path.stem):
             if path.stem not in listed:
                 listed[path.stem] = _read_info(path)
     return list(listed.values())
@@ -144,7 +149,8 @@ def resolve(
         smoke: bound every size.
 
     Raises:
-        RecipeFileError: a name that is not there, a cycle, a chain or sweep too long, a bad --set.
+        RecipeFileError: a name that is not there, a cycle, a chain or sweep too long, a bad --set,
+            or a sweep beside a search.
     """
     given = parse_overrides(overrides)
     merged = _Merge()
@@ -152,6 +158,7 @@ def resolve(
         merged.add(file)
     merged.pin(given)
     check_sweep_size(merged.axes, recipe.place)
+    merged.check_search(recipe.place)
     plan = Plan(
         name=recipe.info.name,
         info=recipe.info,
@@ -165,7 +172,12 @@ def resolve(
     )
     first = next(iter(_iter_points(merged.axes)))
     raw = _apply(plan, first)
-    return replace(plan, raw=raw, origins=_name_origins(plan, raw))
+    return replace(
+        plan,
+        raw=raw,
+        origins=_name_origins(plan, raw),
+        search=_fit_search(merged.search, raw) if smoke else merged.search,
+    )
 
 
 def expand(plan: Plan) -> list[tuple[str, Settings]]:
@@ -189,23 +201,51 @@ class _Merge:
     def __init__(self) -> None:
         self.settings: Settings = {}
         self.axes: dict[str, list[Any]] = {}
+        self.search: Search | None = None
         self.origins: dict[str, str] = {}
 
     def add(self, file: RecipeFile) -> None:
-        """Lay one file over what is there; setting a key ends a sweep over it, and the reverse."""
+        """Lay one file over what is there.
+
+        Setting a key ends a sweep or search over it, and the reverse; a search ends another, whose
+        key stays at its start.
+        """
         for section, keys in file.settings.items():
             self.settings.setdefault(section, {}).update(keys)
             for key in keys:
-                self.axes.pop(f"{section}.{key}", None)
+                self._free(f"{section}.{key}")
                 self.origins[f"{section}.{key}"] = file.place
         for axis, values in file.axes.items():
+            self._free(axis)
             self.axes[axis] = values
             self.origins[axis] = f"{file.place} [sweep]"
+        if file.search is not None:
+            path = file.search.key
+            self._free(path)
+            section, _, key = path.partition(".")
+            self.settings.setdefault(section, {})[key] = file.search.start
+            self.origins[path] = f"{file.place} [search]"
+            self.search = file.search
 
     def pin(self, given: Overrides) -> None:
-        """End the sweep over every key that --set fixes."""
+        """End the sweep or search over every key that --set fixes."""
         for key in given.values:
-            self.axes.pop(key, None)
+            self._free(key)
+
+    def check_search(self, place: str) -> None:
+        """Refuse a search of which a sweep would make many."""
+        if self.search is not None and self.axes:
+            raise RecipeFileError(
+                f"{place} searches {self.search.key} and sweeps {', '.join(self.axes)}: "
+                "one or the other",
+                next_command=f"--set {next(iter(self.axes))}=VALUE",
+            )
+
+    def _free(self, key: str) -> None:
+        """End the sweep or search over a key."""
+        self.axes.pop(key, None)
+        if self.search is not None and self.search.key == key:
+            self.search = None
 
 
 def _list_chain(recipe: Recipe, search: Sequence[Path]) -> list[RecipeFile]:
@@ -257,6 +297,14 @@ def _apply(plan: Plan, point: tuple[Any, ...]) -> Settings:
     if plan.smoke:
         raw = shrink(_lay_over(raw, plan.overrides))
     return _lay_over(raw, plan.overrides)
+
+
+def _fit_search(search: Search | None, raw: Settings) -> Search | None:
+    """Return the search bounded by --smoke, from where the bounds have put its key."""
+    if search is None:
+        return None
+    section, _, key = search.key.partition(".")
+    return shrink_search(replace(search, start=raw.get(section, {}).get(key, search.start)))
 
 
 def _lay_over(settings: Settings, values: dict[str, Any]) -> Settings:

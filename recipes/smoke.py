@@ -7,9 +7,11 @@ recipes never import.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, TypeGuard
 
 from recipes.files import Settings
+from recipes.search import MIN_STEPS, Search
 
 MAX_RUNS = 2  # of a sweep: enough to see that its axes are applied
 
@@ -35,6 +37,12 @@ def shrink(settings: Settings) -> Settings:
     _shrink_data(small["data"], patch_len=small["model"].get("patch_len", 1))
     _shrink_training(small["train"], small["eval"], small["optim"])
     return small
+
+
+def shrink_search(search: Search) -> Search:
+    """Return the search bounded to a trial at its start and one at twice that."""
+    limit = min(search.limit, 2 * search.start)
+    return replace(search, limit=max(limit, search.start), steps=min(search.steps, MIN_STEPS))
 
 
 def _shrink_model(model: dict[str, Any]) -> None:

@@ -117,7 +117,7 @@ class LiveView(PlainView):
         super().begin(run_id, name, config)
         if not config.train.steps:
             return
-        self._progress = _make_progress()
+        self._progress = make_progress()
         self._task = self._progress.add_task(output.clean(name), total=config.train.steps, loss="")
         self._progress.start()
 
@@ -164,7 +164,7 @@ def make_view() -> PlainView:
     return LiveView() if sys.stdout.isatty() and sys.stderr.isatty() else PlainView()
 
 
-def _make_progress() -> Progress:
+def make_progress() -> Progress:
     """Return rich's progress bar: name, bar, step of steps, loss, elapsed and remaining time."""
     from rich.progress import (
         BarColumn,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -96,14 +97,16 @@ def validate(
     status = Exit.OK
     for name in files:
         try:
-            _, configs = expand_recipe(name, [], smoke=False)
+            plan, configs = expand_recipe(name, [], smoke=False)
             expand_recipe(name, [], smoke=True)
         except (RecipeFileError, ConfigError) as error:
             output.error(error.message, next_command=error.next_command)
             status = Exit.USAGE
         else:
             count = len(configs)
-            output.data(f"{name}: valid, {count} run{'s' if count > 1 else ''}")
+            work = f"{count} run{'s' if count > 1 else ''}"
+            sought = f"a search of {plan.search.key}" if plan.search else work
+            output.data(f"{name}: valid, {sought}")
     return status
 
 
@@ -131,6 +134,7 @@ def _to_document(plan: Plan, configs: list[tuple[str, RunConfig]]) -> dict[str, 
         "config": to_plain(configs[0][1]),
         "origins": plan.origins,
         "sweep": plan.axes,
+        "search": asdict(plan.search) if plan.search else None,
         "runs": [
             {"suffix": suffix, "fingerprint": fingerprint(config)} for suffix, config in configs
         ],
@@ -154,6 +158,8 @@ def _to_toml(plan: Plan, config: RunConfig) -> list[str]:
             origin = plan.origins.get(f"{section}.{key}", "default")
             if f"{section}.{key}" in plan.axes:
                 lines.append(f"# {key} is swept, see below")
+            elif plan.search is not None and f"{section}.{key}" == plan.search.key:
+                lines.append(f"# {key} is searched, see below")
             elif value is None:
                 lines.append(f"# {key} is not set")
             else:
@@ -161,6 +167,9 @@ def _to_toml(plan: Plan, config: RunConfig) -> list[str]:
     if plan.axes:
         lines += ["", "[sweep]"]
         lines += [f'"{axis}" = {_spell(values)}' for axis, values in plan.axes.items()]
+    if plan.search is not None:
+        lines += ["", "[search]"]
+        lines += [f"{name} = {_spell(value)}" for name, value in asdict(plan.search).items()]
     return lines
 
 

@@ -19,11 +19,16 @@ def command(
         bool, typer.Option("--output", help="Print what the run wrote to stdout and stderr.")
     ] = False,
 ) -> None:
-    """Show everything the registry knows of one run."""
+    """Show everything the registry knows of one run.
+
+    The id of a search shows its table instead.
+    """
     from tsx.cli import output
     from tsx.cli.reading import open_reader
 
     with open_reader() as reader:
+        if _show_search(run, reader, as_json=as_json):
+            return
         detail = reader.get_detail(reader.get_run(run).id)
         if as_json:
             output.json(to_plain(detail))
@@ -31,6 +36,20 @@ def command(
             _show_output(detail)
         else:
             _show_detail(detail, reader)
+
+
+def _show_search(reference: str, reader: Reader, *, as_json: bool) -> bool:
+    """Show the table of a search; return whether there is one of that id."""
+    from tsx.cli import output, search_table
+
+    table = search_table.find_search(reader, reference)
+    if table is None:
+        return False
+    if as_json:
+        output.json(search_table.to_plain(table))
+    else:
+        search_table.show(table)
+    return True
 
 
 def to_plain(detail: RunDetail) -> dict[str, Any]:

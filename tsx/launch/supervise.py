@@ -83,6 +83,16 @@ class Supervisor:
                 endings.append(self._run(plan, provenance))
         return endings
 
+    def leave_out(self, plan: RunPlan, provenance: Provenance, ending: Ending) -> None:
+        """Record a run that is never started, and why.
+
+        Raises:
+            StoreError: folder or registry cannot be written.
+        """
+        folder = self._home / "runs" / plan.run_id
+        self._record_start(folder, plan, provenance).release()
+        _record_end(folder, self._url, ending)
+
     def resume(
         self, run_id: str, name: str, config: RunConfig, command: tuple[str, ...] = ()
     ) -> Ending:
