@@ -10,9 +10,11 @@ import os
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from recipes.loader import expand, get_recipe, list_presets, list_recipes, resolve
 from tsx.config import decode
+from tsx.model.size import count_params
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = [info.name for info in list_recipes()]
@@ -78,6 +80,35 @@ def test_ood_sanity_only_adds_the_held_out_series():
     sanity, ood = (decode(resolve(get_recipe(name)).raw) for name in ("sanity", "ood-sanity"))
     assert ood.data.ood_include == ("finance/*",)
     assert (ood.model, ood.optim, ood.train) == (sanity.model, sanity.optim, sanity.train)
+
+
+def test_full_train_is_the_plans_and_shares_its_series_with_the_ood_run():
+    full, ood = (decode(resolve(get_recipe(name)).raw) for name in ("full-train", "full-train-ood"))
+    assert (full.train.steps, full.train.batch_size, full.train.checkpoint_every) == (
+        10_000,
+        256,
+        2000,
+    )
+    assert (full.data.context_length, full.data.stride, full.data.val_split) == (4096, 4096, 0.01)
+    model = full.model
+    assert (model.hidden_size, model.num_layers, model.num_heads) == (256, 4, 8)
+    assert (model.num_experts, model.top_k) == (4, 2)
+    assert (full.eval.every, full.eval.max_batches) == (1000, 10)
+    assert full.data.source == "time300b"
+    assert (ood.model, ood.optim, ood.train.steps) == (full.model, full.optim, 30_000)
+    assert ood.data.exclude == full.data.exclude == ood.data.ood_include == ("finance/*",)
+
+
+def test_perf_baseline_has_the_logs_weights():
+    config = decode(resolve(get_recipe("perf-baseline")).raw)
+    count = count_params(config.model)
+    assert (count.total, count.active) == (538_131_456, 198_392_832)
+    literal = replace(config.model, d_ff=3072, d_expert=3072)
+    count = count_params(literal)
+    text = get_recipe("perf-baseline").info.path.read_text()
+    assert f"{count.total:,} and {count.active:,}" in " ".join(text.replace("#", "").split())
+    assert config.perf.log_metrics
+    assert config.perf.count_kernels
 
 
 def test_overfit_sees_one_batch_at_a_constant_rate():

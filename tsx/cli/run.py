@@ -83,7 +83,7 @@ def command(
     asked = list(overrides or [])
     asked += [f"train.seed={seed}"] if seed is not None else []
     asked += [f"train.device={device}"] if device else []
-    asked += [f"data.path={name_path(data)}"] if data is not None else []
+    asked += [f"data.path={name_path(data)}", "data.source=auto"] if data is not None else []
     asked += ["data.allow_nonfinite=true"] if allow_nonfinite else []
     if memory_budget:
         asked.append(f"perf.memory_budget_gib={search.parse_budget(memory_budget)}")
@@ -102,11 +102,23 @@ def start(plans: list[RunPlan], *, dry_run: bool, detach: bool) -> int:
 
     home = find_home()
     url = find_url(home)
+    for plan in plans:
+        _check_data(plan.config, home)
     if dry_run:
         return _rehearse(plans, home)
     if detach:
         return _detach(plans, home, url)
     return train(plans, home, url)
+
+
+def _check_data(config: RunConfig, home: Path) -> None:
+    """Refuse a run on Time-300B that is not there before anything of it is recorded."""
+    from tsx.config import Source
+
+    if config.data.source is Source.TIME300B:
+        from tsx.data.corpus import refuse_missing
+
+        refuse_missing(config.data, home)
 
 
 def name_path(path: str, *, of: str = "--data") -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from tsx.config import DataConfig, Source
 from tsx.data.catalog import Entry, describe_names, iter_paths, list_entries, matches
 from tsx.data.demo import ensure_demo
 from tsx.data.formats import open_series
+from tsx.data.partitions import locate_time300b
 from tsx.data.scaling import Mask
 from tsx.data.series import DataSet, MapPool
 from tsx.data.split import hold_out
@@ -85,6 +87,34 @@ def open_corpus(
         raise
 
 
+def refuse_missing(config: DataConfig, home: Path) -> None:
+    """Raise where Time-300B is what a run asks for and is not on disk.
+
+    Raises:
+        DataError: with the command that downloads what the run reads.
+    """
+    if config.path is None and config.source is Source.TIME300B and _find_time300b(home) is None:
+        raise DataError(
+            f"data.source=time300b but Time-300B is not on disk at {locate_time300b(home)}",
+            next_command=f"tsx data download {_name_parts(config)}; or --data PATH",
+        )
+
+
+def _name_parts(config: DataConfig) -> str:
+    """Return the flags of `tsx data download` for all that a run on Time-300B reads."""
+    if not config.ood_include:
+        return "--partition-set train"
+    if all(pattern.startswith("finance") for pattern in config.ood_include):
+        return "--partition-set train,finance"
+    return f"--partition-set train --partitions {shlex.quote(','.join(config.ood_include))}"
+
+
+def _find_time300b(home: Path) -> Path | None:
+    """Return the folder of Time-300B if it holds a data set."""
+    hub = locate_time300b(home)
+    return hub if hub.is_dir() and next(iter_paths(hub), None) is not None else None
+
+
 def _build(
     config: DataConfig, home: Path, floors: _Floors, *, source: str, root: Path, notice: str
 ) -> Corpus:
@@ -93,7 +123,7 @@ def _build(
     entries = list_entries(root)
     if source == Source.TIME300B:  # files beside the data sets there are about them
         entries = [entry for entry in entries if entry.path.is_dir()]
-    ood_entries = _select_ood(config, entries)
+    ood_entries = _select_ood(config, entries, is_hub=source == Source.TIME300B)
     train_entries = select_train(config, entries)
     ood = [opener.open(entry) for entry in ood_entries]
     train, overlap = _leave_out(train_entries, ood_entries, ood, opener)
@@ -160,18 +190,13 @@ def _resolve(config: DataConfig, home: Path) -> tuple[str, Path, str]:
         )
     if config.path is not None:
         return config.path, Path(config.path), f"data: {config.path}"
-    hub = home / "data" / "time300b"
+    refuse_missing(config, home)
     if config.source is Source.DEMO:
         reason = "data.source=demo"
-    elif hub.is_dir() and next(iter_paths(hub), None) is not None:
+    elif (hub := _find_time300b(home)) is not None:
         return Source.TIME300B.value, hub, f"data: Time-300B at {hub}"
-    elif config.source is Source.TIME300B:
-        raise DataError(
-            f"data.source=time300b but Time-300B is not on disk at {hub}",
-            next_command="tsx data download --partition-set train, or --data PATH",
-        )
     else:
-        reason = f"Time-300B is not on disk at {hub}"
+        reason = f"Time-300B is not on disk at {locate_time300b(home)}"
     root = ensure_demo(home, config.demo_series)
     return Source.DEMO.value, root, f"data: demo corpus ({reason})"
 
@@ -192,7 +217,7 @@ def select_train(config: DataConfig, entries: Sequence[Entry]) -> list[Entry]:
     return chosen
 
 
-def _select_ood(config: DataConfig, entries: Sequence[Entry]) -> list[Entry]:
+def _select_ood(config: DataConfig, entries: Sequence[Entry], *, is_hub: bool) -> list[Entry]:
     """Return the OOD entries: those of `ood_path`, else those `ood_include` matches."""
     if config.ood_path is not None:
         return list_entries(Path(config.ood_path))
@@ -200,10 +225,13 @@ def _select_ood(config: DataConfig, entries: Sequence[Entry]) -> list[Entry]:
         return []
     chosen = [entry for entry in entries if matches(entry.name, config.ood_include)]
     if not chosen:
+        wanted = shlex.quote(",".join(config.ood_include))
         raise DataError(
             f"data.ood_include={list(config.ood_include)} selects none of the data sets there "
             f"are: {describe_names(entries)}",
-            next_command="name another folder with --set data.ood_path=PATH",
+            next_command=f"tsx data download --partitions {wanted}"
+            if is_hub
+            else "name another folder with --set data.ood_path=PATH",
         )
     return chosen
 

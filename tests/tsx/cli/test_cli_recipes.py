@@ -25,7 +25,7 @@ def test_list_has_every_recipe_with_what_it_shows(tsx):
     done = tsx("recipes")
     assert done.status == 0
     for info in list_recipes():
-        line = next(line for line in done.out.splitlines() if line.startswith(info.name))
+        line = next(line for line in done.out.splitlines() if line.startswith(f"{info.name} "))
         assert info.summary in line
         assert "built-in" in line
 

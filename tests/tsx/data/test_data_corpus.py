@@ -292,10 +292,26 @@ def test_auto_takes_time300b_where_it_is_on_disk(tmp_path, make_set):
     assert asked.notice == "data: demo corpus (data.source=demo)"
 
 
-def test_time300b_asked_for_and_missing(tmp_path):
+@pytest.mark.parametrize(
+    ("ood", "flags"),
+    [
+        ((), "--partition-set train"),
+        (("finance/*",), "--partition-set train,finance"),
+        (("other/*", "finance/*"), "--partition-set train --partitions 'other/*,finance/*'"),
+    ],
+)
+def test_time300b_asked_for_and_missing(tmp_path, ood, flags):
     with pytest.raises(DataError, match="Time-300B is not on disk at") as caught:
-        open_corpus(DataConfig(source=Source.TIME300B), home=tmp_path)
-    assert caught.value.next_command
+        open_corpus(DataConfig(source=Source.TIME300B, ood_include=ood), home=tmp_path)
+    assert caught.value.next_command == f"tsx data download {flags}; or --data PATH"
+
+
+def test_an_ood_part_of_time300b_that_is_missing_can_be_downloaded(tmp_path, make_set):
+    make_set(tmp_path / "data" / "time300b" / "energy" / "load", waves(3, 50))
+    config = DataConfig(source=Source.TIME300B, ood_include=("finance/*",))
+    with pytest.raises(DataError, match="selects none") as caught:
+        open_corpus(config, home=tmp_path)
+    assert caught.value.next_command == "tsx data download --partitions 'finance/*'"
 
 
 def test_demo_holds_finance_apart(tmp_path):

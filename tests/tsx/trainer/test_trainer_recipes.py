@@ -10,7 +10,7 @@ from tsx.trainer.loop import rehearse
 
 pytestmark = pytest.mark.trainer
 
-OVERRIDES = ("data.source=demo", "data.demo_series=8", "perf.mfu_peak_tflops=1")
+OVERRIDES = ("data.source=demo", "data.demo_series=32", "perf.mfu_peak_tflops=1")
 SHIPPED = [str(info.path) for info in list_recipes()]
 PRESETS = [str(info.path) for info in list_presets()]
 
