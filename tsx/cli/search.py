@@ -119,13 +119,18 @@ def run(asked: Search, plan: RunPlan, resolved: Plan, *, dry_run: bool, as_json:
     from tsx.cli.reading import open_reader
     from tsx.cli.search_table import find_search as read_search
     from tsx.cli.search_table import show, to_plain
+    from tsx.errors import ConfigError
     from tsx.launch.provenance import collect
     from tsx.launch.search import TrialBench, make_bracket, plan_search, run_search
     from tsx.launch.supervise import Supervisor
     from tsx.perf.footprint import predict_peak_gib
 
-    first = plan_search(asked, plan, resolved.overrides, f"recipe {resolved.name!r}")
-    bracket = make_bracket(asked, first)
+    try:
+        first = plan_search(asked, plan, resolved.overrides)
+        bracket = make_bracket(asked, first)
+    except ConfigError as error:
+        error.next_command = error.next_command or f"tsx recipes show {resolved.name}"
+        raise
     if dry_run:
         return _rehearse(asked, first)
     home = find_home()

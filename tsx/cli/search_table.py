@@ -150,7 +150,7 @@ def _make_row(trial: RunDetail, key: str) -> Row | None:
         points_per_sec=metrics.get("train/points_per_sec"),
         mfu=metrics.get("train/mfu"),
         peak_gib=metrics.get("sys/peak_mem_gib"),
-        predicted_gib=_predict(trial.config),
+        predicted_gib=_predict(trial),
     )
 
 
@@ -177,13 +177,15 @@ def _find_value(config: dict[str, Any], key: str) -> Any:
     return keys.get(name) if isinstance(keys, dict) else None
 
 
-def _predict(config: dict[str, Any]) -> float | None:
-    """Return the predicted peak of a recorded config; None for one of another version."""
-    from tsx.config import decode
+def _predict(trial: RunDetail) -> float | None:
+    """Return the predicted peak of a recorded run; None for a config of another version."""
+    from tsx.config import Precision, decode
     from tsx.errors import ConfigError
     from tsx.perf.footprint import predict_peak_gib
 
+    is_bf16 = trial.run.precision == Precision.BF16
     try:
-        return predict_peak_gib(decode(config))
+        config = decode(trial.config)
     except ConfigError:
         return None
+    return predict_peak_gib(config, Precision.BF16 if is_bf16 else Precision.FP32)

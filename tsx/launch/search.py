@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 SEARCH_PREFIX = "search-"  # of a search's id
 KEY_TAG = "search:"  # before the key that is searched, a tag of every trial
 NOT_TRIED = "not-tried"  # tag of a trial that was never started
-MAX_STEP = 4096  # between two values of a key that both are valid
+MAX_STEP = 1024  # between two values of a key that both are valid
 FREE_SHARE = 0.9  # of the free memory; the rest is for everybody else on the machine
 GIB = 2**30
 
@@ -159,7 +159,7 @@ def run_search(first: RunPlan, key: str, bracket: Bracket, lab: Laboratory, view
     return Outcome(Exit.OK)
 
 
-def plan_search(asked: Search, plan: RunPlan, kept: Collection[str], place: str) -> RunPlan:
+def plan_search(asked: Search, plan: RunPlan, kept: Collection[str]) -> RunPlan:
     """Return the plan of the first trial out of that of a plain run.
 
     A trial is short, is logged once, and neither validates nor writes checkpoints.
@@ -168,7 +168,6 @@ def plan_search(asked: Search, plan: RunPlan, kept: Collection[str], place: str)
         asked: what is searched.
         plan: the run that the recipe asks for, its name that of the search.
         kept: "section.key" of what was set by hand, which trials keep.
-        place: where the config came from, for errors.
 
     Raises:
         ConfigError: a start that no run can have.
@@ -185,7 +184,7 @@ def plan_search(asked: Search, plan: RunPlan, kept: Collection[str], place: str)
         plan,
         run_id=new_run_id(),
         name=_name_trial(plan.name, asked.key, asked.start),
-        config=_lay_over(plan.config, settings, place),
+        config=_lay_over(plan.config, settings, _name_place(plan)),
         tags=(*plan.tags, f"{KEY_TAG}{asked.key}"),
         parent=f"{SEARCH_PREFIX}{new_run_id()}",
     )
@@ -203,7 +202,7 @@ def plan_trial(first: RunPlan, key: str, value: int) -> RunPlan:
         first,
         run_id=new_run_id(),
         name=_name_trial(first.name.removesuffix(old), key, value),
-        config=_lay_over(first.config, {key: value}, first.name),
+        config=_lay_over(first.config, {key: value}, _name_place(first)),
     )
 
 
@@ -218,7 +217,7 @@ def make_bracket(asked: Search, first: RunPlan) -> Bracket:
     doubling = Bracket(asked.start, asked.limit, step=step)
     while (value := doubling.find_next()) is not None:
         try:
-            _lay_over(first.config, {asked.key: value}, first.recipe)
+            _lay_over(first.config, {asked.key: value}, _name_place(first))
         except ConfigError as error:
             error.next_command = f"--limit {doubling.fits}"
             raise
@@ -371,6 +370,11 @@ def _lay_over(config: RunConfig, settings: dict[str, int], place: str) -> RunCon
         section, _, key = path.partition(".")
         plain[section][key] = value
     return configs.decode(plain, place=place)
+
+
+def _name_place(plan: RunPlan) -> str:
+    """Return where a plan's config came from, for errors."""
+    return f"recipe {plan.recipe!r}"
 
 
 def _name_trial(name: str, key: str, value: int) -> str:
