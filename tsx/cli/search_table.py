@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from registry.queries import Reader
     from registry.views import RunDetail
 
-_RIGHT = ("step ms", "tokens/s", "points/s", "MFU %", "peak GiB", "predicted GiB")
+# Short, so that a row is whole on a screen of 80 cells; memory is in GiB.
+_RIGHT = ("step ms", "tokens/s", "points/s", "MFU %", "peak", "predicted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +87,9 @@ def find_search(reader: Reader, reference: str) -> SearchTable | None:
 
 def show(table: SearchTable) -> None:
     """Show the rows, and below them the largest value that fits."""
-    columns = [Column(table.key, right=True), Column("status")]
+    columns = [Column(table.key.partition(".")[2], right=True), Column("status")]
     columns += [Column(name, right=True) for name in _RIGHT]
-    output.table([*columns, Column("run", style="dim")], [_make_cells(row) for row in table.rows])
+    output.table(columns, [_make_cells(row) for row in table.rows])
     output.data("")
     output.data(describe(table), style="strong")
 
@@ -167,7 +168,7 @@ def _make_cells(row: Row) -> list[Cell]:
         (row.predicted_gib, ".2f", ""),
     ]
     cells = [Cell("" if n is None else f"{sign}{n:{form}}") for n, form, sign in numbers]
-    return [Cell(row.value), Cell(row.status, style), *cells, Cell(row.run)]
+    return [Cell(row.value), Cell("fits" if row.fits else row.status, style), *cells]
 
 
 def _find_value(config: dict[str, Any], key: str) -> Any:
