@@ -110,14 +110,14 @@ def _check_conflicts(typed: Typed, told: Told) -> None:
                 f"--{name.replace('_', '-')} {typed[name]} without --{needed} changes nothing",
                 next_command=f"add --{needed}, or take it off",
             )
-    length, stride = typed.get("patch_len") or NOTES_PATCH, typed.get("patch_stride")
+    length, stride = _patch_len(typed), typed.get("patch_stride")
     if stride is not None and stride != length:
         raise ConfigError(
             f"--patch-stride {stride} is not --patch-len {length}: patches do not overlap here, so "
             "that the next patch holds no point that the model has seen",
             next_command=f"--patch-stride {length}",
         )
-    if (typed.get("num_expert_layers") or 1) != 1 or typed.get("num_expert_layers") == 0:
+    if typed.get("num_expert_layers") not in (None, 1):
         raise ConfigError(
             f"--num-expert-layers {typed['num_expert_layers']}: the notes stack so many mixtures "
             "behind one attention; Time-MoE has one in each layer",
@@ -168,9 +168,14 @@ def _set_steps(values: Values, typed: Typed, *, is_resume: bool) -> None:
 def _set_patch(values: Values, typed: Typed, remarks: list[str]) -> None:
     values.pop("model.patch_len", None)
     if typed.get("patch"):
-        values["model.patch_len"] = typed.get("patch_len") or NOTES_PATCH
+        values["model.patch_len"] = _patch_len(typed)
         if typed.get("patch_len") is None:
             remarks.append(f"--patch: patches of {NOTES_PATCH} points, the notes' default")
+
+
+def _patch_len(typed: Typed) -> int:
+    length: int | None = typed.get("patch_len")
+    return NOTES_PATCH if length is None else length
 
 
 def _set_intervals(values: Values) -> None:

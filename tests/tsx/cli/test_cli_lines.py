@@ -61,6 +61,46 @@ def test_a_step_is_the_diaries_line() -> None:
     ]
 
 
+PERF = {
+    "train/tflops": 93.456,
+    "train/step_time_ms": 1445.954,
+    "train/data_time_ms": 14.46,
+    "train/kernel_launches_per_step": 4321.0,
+    "train/sm_util_pct": 90.0,
+    "train/mem_ctrl_util_pct": 58.0,
+}
+
+
+def test_with_perf_metrics_a_step_is_two_lines_of_the_performance_log() -> None:
+    event = Metrics(time=1.0, step=10, values=STEP | PERF)
+    step, timing = list_lines(event, perf=True)
+    assert step.endswith(
+        "toks/s=23,243 tflops=93.46 mfu=5.59% step_ms=1445.95 kernels/step=4,321 sm_util=90.0% "
+        "mem_ctrl_util=58.0%"
+    )
+    assert timing == "timing data=14.46ms model=1431.49ms step=1445.95ms data%=1.0"
+    assert len(list_lines(event)) == 1
+    (alone,) = list_lines(Metrics(time=1.0, step=1, values={"train/loss": 1.0}), perf=True)
+    assert alone == "step=1 loss=1.0000"
+
+
+@pytest.mark.parametrize("step_ms", [0.0, math.nan])
+def test_a_step_of_no_time_has_no_share(step_ms: float) -> None:
+    values = STEP | PERF | {"train/step_time_ms": step_ms}
+    timing = list_lines(Metrics(time=1.0, step=1, values=values), perf=True)[-1]
+    assert timing.endswith("data%=nan")
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_config_says_whether_perf_metrics_are_printed(
+    capsys: pytest.CaptureFixture[str], asked: bool
+) -> None:
+    view = PlainView()
+    view.begin("aaaaaaaa", "mine", decode({"perf": {"log_metrics": asked}}))
+    view.see(Metrics(time=2.0, step=1, values=STEP | PERF))
+    assert ("timing data=" in capsys.readouterr().out) is asked
+
+
 def test_val_and_ood_are_lines_of_their_own() -> None:
     values = {
         f"{split}/{name}": value

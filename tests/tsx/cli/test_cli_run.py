@@ -89,6 +89,27 @@ def test_a_bad_line_names_the_value_and_what_to_type(tsx, one, no_process, tmp_p
     assert list_files(tmp_path) == before
 
 
+@pytest.mark.parametrize("flags", [(), ("--smoke",), ("--detach",), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("name", "parts"), [("full-train", "train"), ("full-train-ood", "train,finance")]
+)
+def test_a_run_on_time300b_is_refused_with_its_download(
+    tsx, no_process, tmp_path, name, parts, flags
+):
+    done = tsx("run", name, *flags)
+    assert (done.status, done.out) == (2, "")
+    assert f"not on disk at {tmp_path / 'tsx-home' / 'data' / 'time300b'}" in done.err
+    assert f"next: tsx data download --partition-set {parts};" in done.err
+    assert not (tmp_path / "tsx-home").exists()
+
+
+def test_data_of_ones_own_takes_the_place_of_time300b(tsx, rehearsed, tmp_path):
+    done = tsx("run", "full-train", "--dry-run", "--data", str(tmp_path))
+    assert done.status == 0
+    data = rehearsed[0].config.data
+    assert (data.path, data.source) == (str(tmp_path), "auto")
+
+
 def test_an_unknown_run_cannot_be_resumed(tsx, one, no_process):
     done = tsx("resume", "frist")
     assert (done.status, done.out) == (1, "")
