@@ -74,6 +74,7 @@ class RunPrepared(_Record, frozen=True, tag="run_prepared"):
     device: str  # "cpu", "cuda:0", "mps"
     device_name: str  # "NVIDIA H100 80GB HBM3", or the CPU's model name
     precision: str  # "fp32" or "bf16"
+    attention: str = ""  # kernel: "flash", "efficient", "cudnn", "math"; empty is unknown
     threads: int = 0  # torch intra-op threads
     params_total: int = 0
     params_active: int = 0

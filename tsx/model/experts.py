@@ -1,6 +1,7 @@
 """Feed-forward parts: one SwiGLU, and E of them stacked.
 
-The loop over experts below is written to be read; every faster path is tested against it.
+`Experts.run_loop` is written to be read; `Experts.forward` is the path that runs, of static shapes,
+and is tested against it.
 
 Shapes: N tokens, K experts per token, R = N * K routed rows, D hidden size, E experts,
 X expert width, F feed-forward width.
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tsx.model.grouped import gather_rows, grouped_linear
 from tsx.model.router import Routing
 
 
@@ -51,8 +53,20 @@ class Experts(nn.Module):
         """Return y[n] = sum_k weights[n, k] * expert_{experts[n, k]}(x[n]).
 
         Rows are sorted by expert and put back by index, so each result is written once and no
-        sum depends on the order of atomic adds. One read of E counts is all the host waits for.
+        sum depends on the order of atomic adds. Every shape depends on N and K alone.
         """
+        top_k = routing.experts_NK.shape[1]
+        row_of_sorted_R = routing.experts_NK.flatten().argsort(stable=True)
+        sorted_of_row_R = row_of_sorted_R.argsort()
+        x_RD = gather_rows(x_ND, row_of_sorted_R // top_k, sorted_of_row_R, top_k)
+        gate_RX, up_RX = grouped_linear(x_RD, self.gate_up_EYD, routing.counts_E).chunk(2, dim=-1)
+        y_RD = grouped_linear(F.silu(gate_RX) * up_RX, self.down_EDX, routing.counts_E)
+        y_RD = gather_rows(y_RD, sorted_of_row_R, row_of_sorted_R, 1)
+        y_NKD = torch.unflatten(y_RD, 0, (-1, top_k))
+        return (y_NKD * routing.weights_NK.to(y_NKD.dtype)[..., None]).sum(1)
+
+    def run_loop(self, x_ND: Tensor, routing: Routing) -> Tensor:
+        """Return what `forward` does, written to be read: the reference it is tested against."""
         num_tokens, top_k = routing.experts_NK.shape
         row_of_sorted_R = routing.experts_NK.flatten().argsort(stable=True)
         x_RD = x_ND.index_select(0, row_of_sorted_R // top_k)

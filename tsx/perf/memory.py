@@ -36,6 +36,14 @@ class PeakMemory:
             with suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
+    def read_now_gib(self) -> float:
+        """Return what is held at this moment."""
+        if self._device.type == "cuda":
+            return torch.cuda.memory_allocated(self._device) / GIB
+        if self._device.type == "mps":
+            return float(torch.mps.driver_allocated_memory()) / GIB
+        return read_rss_gib()
+
     def read_gib(self) -> float:
         """Return the peak so far."""
         if self._device.type == "cuda":

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import torch
 
+from tsx.perf.bandwidth import DramBandwidth
 from tsx.perf.memory import GIB, read_rss_gib
 
 
@@ -25,15 +26,18 @@ class SystemSampler:
         psutil.cpu_percent(interval=None)  # the first figure has no interval and is always 0
         self._nvml: Any = None
         self._handle: Any = None
+        self._bandwidth: DramBandwidth | None = None
         if device.type == "cuda":
             self._nvml, self._handle = _open_nvml(device)
+        if self._nvml is not None:
+            self._bandwidth = DramBandwidth(self._nvml, self._handle)
 
     def sample(self) -> dict[str, float]:
         """Return the figures of now.
 
         sys/cpu_pct and sys/ram_pct are of the whole machine, sys/ram_gib is this process's resident
         set. With NVML: sys/gpu_util_pct, sys/gpu_mem_ctrl_util_pct, sys/gpu_mem_gib (all processes)
-        and sys/gpu_power_w.
+        and sys/gpu_power_w; on Hopper and later sys/gpu_hbm_util_pct.
         """
         values = {
             "sys/cpu_pct": float(psutil.cpu_percent(interval=None)),
@@ -45,6 +49,8 @@ class SystemSampler:
     def close(self) -> None:
         """Let go of NVML; a later sample has no GPU figures. Safe to call twice."""
         nvml, self._nvml, self._handle = self._nvml, None, None
+        if self._bandwidth is not None:
+            self._bandwidth.close()
         if nvml is not None:
             with suppress(nvml.NVMLError):
                 nvml.nvmlShutdown()
@@ -63,6 +69,10 @@ class SystemSampler:
             values["sys/gpu_mem_gib"] = float(nvml.nvmlDeviceGetMemoryInfo(handle).used) / GIB
         with suppress(nvml.NVMLError):
             values["sys/gpu_power_w"] = float(nvml.nvmlDeviceGetPowerUsage(handle)) / 1e3
+        with suppress(nvml.NVMLError):
+            used_pct = self._bandwidth.read_pct() if self._bandwidth is not None else None
+            if used_pct is not None:
+                values["sys/gpu_hbm_util_pct"] = used_pct
         return values
 
 

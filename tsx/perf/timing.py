@@ -31,6 +31,7 @@ class Speed:
         steps: optimizer steps covered.
         step_time_ms: wall time of one optimizer step, data included.
         data_time_ms: of that, waiting for the next batch.
+        model_time_ms: the rest of it: forward, backward and update.
         toks_per_sec: model tokens, padded ones included.
         points_per_sec: points, padded ones included.
         valid_points_per_sec: points that are not padding.
@@ -41,6 +42,7 @@ class Speed:
     steps: int
     step_time_ms: float
     data_time_ms: float
+    model_time_ms: float
     toks_per_sec: float
     points_per_sec: float
     valid_points_per_sec: float
@@ -52,6 +54,7 @@ class Speed:
         metrics = {
             "train/step_time_ms": self.step_time_ms,
             "train/data_time_ms": self.data_time_ms,
+            "train/model_time_ms": self.model_time_ms,
             "train/toks_per_sec": self.toks_per_sec,
             "train/points_per_sec": self.points_per_sec,
             "train/valid_points_per_sec": self.valid_points_per_sec,
@@ -92,7 +95,12 @@ class IntervalTimer:
         self._begin()
 
     def end_step(self, *, tokens: int, points: int, valid_points: int) -> None:
-        """Count one optimizer step and the work of all its micro-batches."""
+        """Count one optimizer step and the work of all its micro-batches.
+
+        A step that ends within a pause is left out, as one under a profiler must be.
+        """
+        if self._pause_start is not None:
+            return
         if self._warmup_left > 0:
             self._warmup_left -= 1
             if self._warmup_left == 0:
@@ -114,6 +122,7 @@ class IntervalTimer:
             steps=self._steps,
             step_time_ms=1e3 * elapsed_s / self._steps,
             data_time_ms=1e3 * self._data_s / self._steps,
+            model_time_ms=1e3 * max(elapsed_s - self._data_s, 0.0) / self._steps,
             toks_per_sec=self._tokens / elapsed_s,
             points_per_sec=self._points / elapsed_s,
             valid_points_per_sec=self._valid_points / elapsed_s,
@@ -130,7 +139,8 @@ class IntervalTimer:
         try:
             yield
         finally:
-            self._data_s += self._clock() - start
+            if self._pause_start is None:
+                self._data_s += self._clock() - start
 
     @contextmanager
     def paused(self) -> Iterator[None]:

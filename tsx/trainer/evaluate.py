@@ -13,6 +13,7 @@ Shapes: B windows, C points of the context, O horizons.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ from tsx.data.stream import evaluation_indices
 from tsx.data.windows import WindowSet
 from tsx.model.forecaster import Forecaster
 from tsx.model.losses import forecast_loss, horizon_errors
+from tsx.trainer.compiling import eager
 from tsx.trainer.objective import DeviceBatch, count_labels, move_batch, run_forward
 from tsx.trainer.session import Session
 
@@ -150,12 +152,13 @@ class Evaluator:
         return values if scored == step else {}
 
     def _score(self, windows: WindowSet, max_batches: int) -> dict[str, float]:
-        return evaluate(
-            self._session.model,
-            windows,
-            evaluation_indices(len(windows), self._batch_size, max_batches),
-            device=self._session.device,
-            precision=self._session.precision,
-            origin_stride=self._session.config.eval.origin_stride,
-            stop=self._stop,
-        )
+        with eager() if self._session.config.perf.compile else nullcontext():
+            return evaluate(
+                self._session.model,
+                windows,
+                evaluation_indices(len(windows), self._batch_size, max_batches),
+                device=self._session.device,
+                precision=self._session.precision,
+                origin_stride=self._session.config.eval.origin_stride,
+                stop=self._stop,
+            )

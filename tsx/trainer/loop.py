@@ -16,13 +16,16 @@ from time import monotonic
 
 from registry.events import EventSink, Status
 from tsx.config import RunConfig
+from tsx.perf.attention_kernel import forced_kernel
+from tsx.perf.budget import MemoryBudget
 from tsx.perf.system import SystemSampler
 from tsx.trainer.checkpoint import CheckpointFolder, check_writable
 from tsx.trainer.evaluate import Evaluator, StopSignal
+from tsx.trainer.instruments import Instruments
 from tsx.trainer.memory_errors import explain_out_of_memory
 from tsx.trainer.saving import Saver
 from tsx.trainer.session import Session, prepare
-from tsx.trainer.step import NonFiniteWatch, StepReport, get_step_metrics, take_step
+from tsx.trainer.step import NonFiniteWatch, StepReport, get_step_metrics
 from tsx.trainer.telemetry import Pulse, Telemetry
 
 
@@ -57,25 +60,34 @@ def train(
         resume: go on from the newest whole checkpoint in `folder`.
 
     Raises:
-        ConfigError: a device that is not there, or a resume that is refused.
+        ConfigError: a device, a compiler or an attention kernel that is not there, or a resume
+            that is refused.
         DataError: series that cannot be read as the run needs them.
-        OutOfMemory: the device or the host has none left.
-        TsxError: checkpoints are asked for and cannot be written.
+        OutOfMemory: the device or the host has none left, or the budget is spent.
+        TsxError: checkpoints are asked for and cannot be written, or the model does not compile.
     """
     telemetry = Telemetry(sink)
     if config.train.checkpoint_every > 0:
         check_writable(CheckpointFolder(folder))
-    with explain_out_of_memory(config):
-        session = prepare(config, telemetry, folder=folder, home=home, resume=resume)
+    kernel = forced_kernel(config.perf.attn_backend)
+    with (
+        MemoryBudget(config.perf.memory_budget_gib) as budget,
+        explain_out_of_memory(config),
+        kernel,
+    ):
+        session = prepare(config, telemetry, folder=folder, home=home, resume=resume, budget=budget)
         telemetry.guard()
         with closing(SystemSampler(session.device)) as sampler:
             pulse = Pulse(telemetry, sampler.sample, period_s=config.perf.sample_every_s)
             try:
                 with pulse:
-                    return Trainer(session, stop, pulse).run()
+                    return Trainer(session, stop, pulse, Instruments(session, folder)).run()
             finally:
-                peak = {"sys/peak_mem_gib": session.memory.read_gib()}
-                telemetry.metrics(session.progress.step, peak)
+                memory = {
+                    "sys/peak_mem_gib": session.memory.read_gib(),
+                    "sys/base_mem_gib": session.base_gib,
+                }
+                telemetry.metrics(session.progress.step, memory)
 
 
 def rehearse(config: RunConfig, sink: EventSink, *, home: Path) -> None:
@@ -84,18 +96,27 @@ def rehearse(config: RunConfig, sink: EventSink, *, home: Path) -> None:
     Raises:
         ConfigError, DataError, OutOfMemory: as `train` does.
     """
-    with explain_out_of_memory(config), tempfile.TemporaryDirectory() as nowhere:
-        prepare(config, Telemetry(sink), folder=Path(nowhere), home=home)
+    kernel = forced_kernel(config.perf.attn_backend)
+    with (
+        MemoryBudget(config.perf.memory_budget_gib) as budget,
+        explain_out_of_memory(config),
+        kernel,
+        tempfile.TemporaryDirectory() as nowhere,
+    ):
+        prepare(config, Telemetry(sink), folder=Path(nowhere), home=home, budget=budget)
 
 
 class Trainer:
     """Takes a prepared run through its steps."""
 
-    def __init__(self, session: Session, stop: StopSignal, pulse: Pulse) -> None:
+    def __init__(
+        self, session: Session, stop: StopSignal, pulse: Pulse, instruments: Instruments
+    ) -> None:
         self._session = session
         self._config = session.config
         self._stop = stop
         self._pulse = pulse
+        self._instruments = instruments
         self._evaluator = Evaluator(session, stop)
         self._saver = Saver(session)
         self._watch = NonFiniteWatch(session.telemetry)
@@ -108,6 +129,7 @@ class Trainer:
 
     def run(self) -> Outcome:
         """Train until the last step, or until there is a reason to stop before it."""
+        self._instruments.start()
         if self.step == 0:
             self._evaluate_when_due()
         while self.step < self._config.train.steps:
@@ -115,7 +137,7 @@ class Trainer:
                 return self._interrupt()
             if self._is_out_of_time():
                 return self._complete(self._describe_budget())
-            report = take_step(self._session)
+            report = self._instruments.take_step()
             self._session.telemetry.step = self.step
             if report.finding is not None:
                 self._watch.see(report.finding)
@@ -132,6 +154,7 @@ class Trainer:
         if self.step % self._config.train.log_every:
             return
         values = get_step_metrics(self._session, report)
+        values |= self._instruments.get_metrics()
         speed = self._session.timer.read()
         if speed is not None:
             values |= speed.to_metrics()
@@ -193,4 +216,5 @@ class Trainer:
 
     def _end(self, status: Status, reason: str) -> Outcome:
         self._watch.flush()
+        self._instruments.finish()
         return Outcome(status, reason, self.step)

@@ -13,7 +13,14 @@ from tsx.model.size import count_params
 from tsx.perf.memory import GIB, read_capacity_gib
 
 # A host without memory is a plain RuntimeError of torch's CPU allocator; MPS has no class either.
-SIGNS = ("DefaultCPUAllocator", "can't allocate memory", "MPS backend out of memory")
+SIGNS = (
+    "DefaultCPUAllocator",
+    "can't allocate memory",
+    "MPS backend out of memory",
+    "bad_alloc",
+    "could not create a primitive",  # oneDNN, whose scratch space is memory too
+    "could not create a memory object",
+)
 
 
 # fp32 weights, gradients and the two moments of AdamW; activations come on top.
@@ -24,19 +31,22 @@ def check_capacity(config: RunConfig, device: torch.device) -> None:
     """Refuse a model whose weights and their training state no memory here could ever hold.
 
     Without this a model of absurd size is built for minutes, or until the host swaps, before the
-    allocator gives up.
+    allocator gives up. A `perf.memory_budget_gib` is all the memory there is.
 
     Raises:
         OutOfMemory: names the size, the memory there is and the keys that decide it.
     """
     total = count_params(config.model).total
     needed, capacity = total * BYTES_PER_PARAM / GIB, read_capacity_gib(device)
+    place, budget = device.type, config.perf.memory_budget_gib
+    if budget is not None and budget < capacity:
+        capacity, place = budget, f"[perf] memory_budget_gib={budget:g} on {device.type}"
     if needed > capacity:
         model = config.model
         raise OutOfMemory(
             f"[model] hidden_size={model.hidden_size}, num_layers={model.num_layers}, "
             f"num_experts={model.num_experts}: {total:,} parameters need {needed:,.1f} GiB to "
-            f"train, {device.type} has {capacity:,.1f} GiB",
+            f"train, {place} has {capacity:,.1f} GiB",
             next_command="--set model.hidden_size=N  (a smaller one), or fewer layers or experts",
         )
 
@@ -58,9 +68,11 @@ def _explain(error: BaseException, config: RunConfig) -> OutOfMemory:
     lines = str(error).strip().splitlines()
     train = config.train
     smaller = max(1, train.batch_size // 2)
+    budget = config.perf.memory_budget_gib
+    limit = "" if budget is None else f" and [perf] memory_budget_gib={budget:g}"
     return OutOfMemory(
         f"out of memory with [train] batch_size={train.batch_size}, "
-        f"[data] context_length={config.data.context_length}: "
+        f"[data] context_length={config.data.context_length}{limit}: "
         f"{lines[0] if lines else type(error).__name__}",
         next_command=f"--set train.batch_size={smaller} "
         f"--set train.grad_accum_steps={2 * train.grad_accum_steps}"

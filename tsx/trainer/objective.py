@@ -119,8 +119,12 @@ def accumulate_gradients(
 
 
 def _detach(stats: RouterStats) -> RouterStats:
-    """Return the statistics without the graph they came from."""
-    return RouterStats(stats.load_E, stats.prob_E.detach(), stats.aux.detach())
+    """Return copies of the statistics without the graph they came from.
+
+    Copies, because a captured CUDA graph writes the next micro-batch's over them.
+    """
+    load_E, prob_E, aux = (value.detach().clone() for value in stats)
+    return RouterStats(load_E, prob_E, aux)
 
 
 def read_router_metrics(loss: StepLoss) -> dict[str, float]:

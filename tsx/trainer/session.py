@@ -25,6 +25,8 @@ from tsx.model import official
 from tsx.model.forecaster import Forecaster, build_forecaster
 from tsx.model.size import count_params
 from tsx.model.weights import read_weights
+from tsx.perf.attention_kernel import find_kernel
+from tsx.perf.budget import MemoryBudget
 from tsx.perf.device import find_device_name, resolve_device, resolve_precision, synchronize
 from tsx.perf.flops import Flops, flops_per_token
 from tsx.perf.memory import PeakMemory
@@ -32,6 +34,7 @@ from tsx.perf.peaks import Peak, get_peak
 from tsx.perf.timing import IntervalTimer
 from tsx.trainer import optim, rng
 from tsx.trainer.checkpoint import Best, CheckpointFolder, CheckpointState
+from tsx.trainer.compiling import GRAPH_MODES, check_can_compile, compile_blocks
 from tsx.trainer.memory_errors import check_capacity
 from tsx.trainer.resume import (
     ResumePoint,
@@ -72,11 +75,18 @@ class Session:
     checkpoints: CheckpointFolder
     timer: IntervalTimer
     memory: PeakMemory
+    base_gib: float = 0.0  # memory held right before the model was built
     progress: Progress = field(default_factory=Progress)
 
 
 def prepare(
-    config: RunConfig, telemetry: Telemetry, *, folder: Path, home: Path, resume: bool = False
+    config: RunConfig,
+    telemetry: Telemetry,
+    *,
+    folder: Path,
+    home: Path,
+    resume: bool = False,
+    budget: MemoryBudget | None = None,
 ) -> Session:
     """Make a run ready and say what it turned out to be.
 
@@ -86,15 +96,19 @@ def prepare(
         folder: of the run; its `checkpoints/` is read on a resume.
         home: where caches and the demo corpus live.
         resume: go on from the newest whole checkpoint.
+        budget: limits the memory from where the model is built; it stays the caller's to lift.
 
     Raises:
-        ConfigError: a device that is not there, weights that are not this model's, or a resume
-            that is refused.
+        ConfigError: a device, a compiler or an attention kernel that is not there, weights that are
+            not this model's, or a resume that is refused.
         DataError: series that cannot be read as the run needs them.
         OutOfMemory: the model alone is larger than the memory there is.
     """
     device = resolve_device(config.train.device)
+    precision = resolve_precision(config.train.precision, device)
     check_capacity(config, device)
+    check_can_compile(config, device)
+    attention = find_kernel(config, device, precision)
     memory = PeakMemory(device)
     corpus = open_corpus(
         config.data,
@@ -103,10 +117,14 @@ def prepare(
         origin_stride=config.eval.origin_stride,
     )
     torch.manual_seed(config.train.seed)
+    if budget is not None:
+        budget.apply(device)
+    base_gib = memory.read_now_gib()
     model = build_forecaster(
         config.model, seed=config.train.seed, device=device, num_tokens=_count_tokens(config)
     )
-    precision = resolve_precision(config.train.precision, device)
+    if config.perf.compile:
+        compile_blocks(model, config.perf.compile_mode)
     peak = _find_peak(config, device, precision, home)
     session = Session(
         config=config,
@@ -120,13 +138,14 @@ def prepare(
         checkpoints=CheckpointFolder(folder),
         timer=_build_timer(config, device, peak),
         memory=memory,
+        base_gib=base_gib,
     )
     origin = None
     if resume:
         _announce_resume(session, _restore(session))
     elif config.train.init_from is not None:
         origin = _load_official(session, Path(config.train.init_from))
-    _announce(session, peak)
+    _announce(session, peak, attention)
     if origin is not None:
         telemetry.emit(origin)
     _announce_remarks(session, peak)
@@ -146,8 +165,15 @@ def _build_timer(config: RunConfig, device: torch.device, peak: Peak) -> Interva
     return IntervalTimer(
         flops_per_token=_count_flops(config).total,
         peak_tflops=peak.tflops,
+        warmup_steps=_count_slow_steps(config),
         synchronize=lambda: synchronize(device),
     )
+
+
+def _count_slow_steps(config: RunConfig) -> int:
+    """Return the first steps that speeds leave out: allocation, the compiler, captured graphs."""
+    captures = config.perf.compile and config.perf.compile_mode in GRAPH_MODES
+    return 4 if captures else 2
 
 
 def _find_peak(config: RunConfig, device: torch.device, precision: Precision, home: Path) -> Peak:
@@ -252,7 +278,7 @@ def _announce_resume(session: Session, point: ResumePoint) -> None:
         )
 
 
-def _announce(session: Session, peak: Peak) -> None:
+def _announce(session: Session, peak: Peak, attention: str) -> None:
     """Emit RunPrepared."""
     config, corpus, telemetry = session.config, session.corpus, session.telemetry
     params, flops = count_params(config.model), _count_flops(config)
@@ -263,6 +289,7 @@ def _announce(session: Session, peak: Peak) -> None:
             device=str(session.device),
             device_name=find_device_name(session.device),
             precision=str(session.precision),
+            attention=attention,
             threads=torch.get_num_threads(),
             params_total=params.total,
             params_active=params.active,

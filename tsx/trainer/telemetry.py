@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from statistics import fmean
 from typing import Any
 
 from registry.events import Event, EventSink, Finding, Heartbeat, Metrics, Severity
@@ -19,6 +20,7 @@ from registry.events import Event, EventSink, Finding, Heartbeat, Metrics, Sever
 DEVICE_KEYS = {
     "sm_util_pct": "sys/gpu_util_pct",
     "mem_ctrl_util_pct": "sys/gpu_mem_ctrl_util_pct",
+    "hbm_util_pct": "sys/gpu_hbm_util_pct",
 }
 MAX_SAMPLES = 1000  # kept for one log line
 
@@ -175,9 +177,9 @@ class Pulse:
         """Return the GPU's utilisation under `train/...`, averaged since the last call."""
         samples, self._device_samples = self._device_samples, []
         return {
-            f"train/{name}": sum(sample[key] for sample in samples) / len(samples)
+            f"train/{name}": fmean(sample[key] for sample in samples if key in sample)
             for name, key in DEVICE_KEYS.items()
-            if samples and key in samples[0]
+            if any(key in sample for sample in samples)
         }
 
     def _keep(self, values: Mapping[str, float]) -> None:
