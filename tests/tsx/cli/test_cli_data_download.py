@@ -209,9 +209,11 @@ def test_lines_tell_speed_and_remaining_time(capsys, monkeypatch):
 
 def test_a_killed_download_is_refused_by_readers_and_gone_on_with(hub, start, tsx, folder):
     shard = "other/m4_daily/data-1-of-2.bin"
-    held = hub.fail(f"GET /cdn/{hub.head}/{shard}", after=500, held=hub_event())
+    # Every time: on a busy machine the client may give up waiting and ask again.
+    where = f"GET /cdn/{hub.head}/{shard}"
+    hub.fail(where, after=500, held=hub_event(), times=100)
     process = start(*DEBUG)
-    wait_for(lambda: held.times == 0 and len(list(folder.glob("[!.]*/*/*"))) == 8)
+    wait_for(lambda: hub.count(where) > 0 and len(list(folder.glob("[!.]*/*/*"))) == 8)
     process.kill()
     process.communicate()
     refused = tsx("run", "sanity", "--dry-run", "--set", "data.val_split=0")
@@ -230,9 +232,11 @@ def test_a_killed_download_is_refused_by_readers_and_gone_on_with(hub, start, ts
 
 def test_ctrl_c_ends_at_once_and_says_how_to_go_on(hub, start, folder):
     shard = "other/m4_daily/data-1-of-2.bin"
-    held = hub.fail(f"GET /cdn/{hub.head}/{shard}", after=500, held=hub_event())
+    # Every time: on a busy machine the client may give up waiting and ask again.
+    where = f"GET /cdn/{hub.head}/{shard}"
+    hub.fail(where, after=500, held=hub_event(), times=100)
     process = start(*DEBUG)
-    wait_for(lambda: held.times == 0 and len(list(folder.glob("[!.]*/*/*"))) == 8)
+    wait_for(lambda: hub.count(where) > 0 and len(list(folder.glob("[!.]*/*/*"))) == 8)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130

@@ -56,7 +56,8 @@ class Home:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=at_birth,
+            # Whoever starts the tests may ignore hangups (nohup), and children would inherit that.
+            preexec_fn=at_birth or (lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)),
         )
 
     def tsx(self, *arguments: str, **env: str) -> tuple[int, str, str]:
