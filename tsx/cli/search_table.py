@@ -112,7 +112,7 @@ def to_plain(table: SearchTable) -> dict[str, Any]:
 def describe(table: SearchTable) -> str:
     """Return the sentence that names the largest value that fits, and what stopped the next."""
     place = f"on {table.device}" if table.device else "here"
-    place = f"in {table.budget_gib:.1f} GiB" if table.budget_gib else place
+    place = f"in {table.budget_gib:.3g} GiB" if table.budget_gib else place
     largest, above = table.largest, table.next_tried
     ended = {row.fits for row in table.rows}
     if largest is None:
@@ -150,9 +150,15 @@ def _make_row(trial: RunDetail, key: str) -> Row | None:
         toks_per_sec=metrics.get("train/toks_per_sec"),
         points_per_sec=metrics.get("train/points_per_sec"),
         mfu=metrics.get("train/mfu"),
-        peak_gib=metrics.get("sys/peak_mem_gib"),
+        peak_gib=_find_peak(metrics),
         predicted_gib=_predict(trial),
     )
+
+
+def _find_peak(metrics: dict[str, float]) -> float | None:
+    """Return what model and training took at most, without what the process held before them."""
+    peak = metrics.get("sys/peak_mem_gib")
+    return None if peak is None else peak - metrics.get("sys/base_mem_gib", 0.0)
 
 
 def _make_cells(row: Row) -> list[Cell]:

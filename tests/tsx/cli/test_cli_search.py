@@ -64,7 +64,7 @@ def list_events(plan, size, status):
         "train/points_per_sec": 51_200.0,
         "train/mfu": 42.0,
     }
-    peak = {"sys/peak_mem_gib": 0.25 * size}
+    peak = {"sys/peak_mem_gib": 0.25 * size + 0.5, "sys/base_mem_gib": 0.5}
     values = speed | peak if status is Status.COMPLETED else peak
     return [
         RunPrepared(time=now, pid=1, data_fingerprint="demo", **facts),
@@ -86,11 +86,11 @@ def test_the_probe_ends_in_a_table_and_the_largest_batch(tsx, machine):
     assert done.status == 0
     rows = list_rows(done.out)
     assert list(rows) == [8, 16, 24, 25, 26, 28, 32]
-    assert rows[24][:6] == ["completed", "240.0", "51,200", "51,200", "42.00", "6.00"]
+    assert rows[24][:6] == ["fits", "240.0", "51,200", "51,200", "42.00", "6.00"]
     assert rows[25][:2] == ["oom", ">6.25"]
     last = done.out.splitlines()[-1]
     assert last == (
-        "largest train.batch_size that fits in 8.0 GiB: 24; the next tried, 25, ran out of memory"
+        "largest train.batch_size that fits in 8 GiB: 24; the next tried, 25, ran out of memory"
     )
     assert {plan.config.perf.memory_budget_gib for plan in tried} == {8.0}
     assert {plan.config.train.checkpoint_every for plan in tried} == {0}
@@ -141,7 +141,7 @@ def test_when_nothing_fits_the_status_is_out_of_memory(tsx, machine):
     done = tsx(*PROBE, "--memory-budget", "64MiB", "--start", "2")
     assert done.status == 5
     assert done.out.splitlines()[-1] == (
-        "no train.batch_size fits in 0.1 GiB: the smallest tried, 1, ran out of memory"
+        "no train.batch_size fits in 0.0625 GiB: the smallest tried, 1, ran out of memory"
     )
 
 
@@ -175,9 +175,9 @@ def test_what_is_left_out_by_prediction_is_said_as_such(tsx, machine, monkeypatc
     done = tsx(*PROBE, "--start", "4")
     assert done.status == 0
     rows = list_rows(done.out)
-    assert {words[0] for words in rows.values()} == {"completed", "not"}
+    assert {words[0] for words in rows.values()} == {"fits", "not"}
     assert "oom" not in done.out
-    largest = max(value for value, words in rows.items() if words[0] == "completed")
+    largest = max(value for value, words in rows.items() if words[0] == "fits")
     assert f"on cpu: {largest}; the next tried, {largest + 1}, was not tried: " in done.out
     assert "GiB by prediction, more than 90% of the 10.0 GiB that are free" in done.out
 
@@ -303,3 +303,30 @@ def test_a_dry_run_prepares_the_first_trial_alone(tsx, machine, monkeypatch):
     assert prepared[0].train.steps == 6
     assert "GiB by prediction" in done.err
     assert "dry run: the largest train.batch_size that fits, from 128 up to 65536" in done.err
+
+
+# Some 40 MiB a window, so that few trials tell; through the same code as any search.
+SMALL = (
+    *("model.hidden_size=64", "model.num_heads=2", "model.num_layers=2", "model.num_experts=2"),
+    *("data.context_length=1024", "data.demo_series=4", "perf.mfu_peak_tflops=0.1"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.trainer
+def test_a_real_search_finds_the_batch_after_which_memory_runs_out(tsx):
+    sets = [word for text in SMALL for word in ("--set", text)]
+    done = tsx(*PROBE, *sets, "--memory-budget", "256MiB", "--start", "2", "--json")
+    assert done.status == 0, done.err
+    document = json.loads(done.out)
+    trials = {trial["value"]: trial for trial in document["trials"]}
+    largest = document["largest"]
+    assert trials[largest]["status"] == "completed"
+    assert trials[largest + 1]["status"] == "oom"
+    assert "out of memory with [train] batch_size" in trials[largest + 1]["reason"]
+    listed = json.loads(tsx("runs", "--json", "--status", "oom").out)["runs"]
+    assert trials[largest + 1]["run"] in {run["id"] for run in listed}
+    assert trials[largest]["step_time_ms"] > 0
+    nothing = tsx(*PROBE, *sets, "--memory-budget", "32MiB", "--start", "1", "--json")
+    assert nothing.status == 5
+    assert json.loads(nothing.out)["largest"] is None
