@@ -7,6 +7,7 @@ the profiler slows is for the caller to leave out of the speeds: `StepProfiler.i
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ class StepProfiler:
             activities=list_activities(device),
             schedule=schedule(wait=WAIT, warmup=WARMUP, active=ACTIVE, repeat=1),
             with_stack=True,
+            acc_events=True,  # there is one cycle; without it torch warns of losing others
             on_trace_ready=self._keep,
         )
 
@@ -100,7 +102,7 @@ class StepProfiler:
 
     def _keep(self, recorded: Any) -> None:
         """Write the trace and keep the table; called by torch within its own `step`."""
-        self.kernels = tuple(list_top_kernels(recorded.key_averages(), is_cuda=self._is_cuda))
+        self.kernels = tuple(list_top_kernels(recorded.events(), is_cuda=self._is_cuda))
         draft = self.path.with_name(f".draft-{self.path.name}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,22 +119,36 @@ def list_activities(device: torch.device) -> list[ProfilerActivity]:
     return [ProfilerActivity.CPU, *gpu]
 
 
-def list_top_kernels(averages: Iterable[Any], *, is_cuda: bool) -> list[Kernel]:
-    """Return the operations with the most time of their own, at most 20, the largest first."""
-    key = "self_device_time_total" if is_cuda else "self_cpu_time_total"
-    rows = [(row, float(getattr(row, key))) for row in averages]
-    rows = [(row, us) for row, us in rows if us > 0 and not row.key.startswith("ProfilerStep")]
-    total_us = sum(us for _, us in rows)
-    rows.sort(key=lambda pair: -pair[1])
+def list_top_kernels(events: Iterable[Any], *, is_cuda: bool) -> list[Kernel]:
+    """Return the operations with the most time of their own, at most 20, the largest first.
+
+    Python functions are in the trace and not in this list, nor is the mark of the step itself.
+    """
+    calls: Counter[str] = Counter()
+    total_us: Counter[str] = Counter()
+    for event in events:
+        # An attribute of newer torch; older ones leave Python functions out of the events.
+        if getattr(event, "is_python_function", False) or event.name.startswith("ProfilerStep"):
+            continue
+        us = event.self_device_time_total if is_cuda else event.self_cpu_time_total
+        if us > 0:
+            calls[event.name] += 1
+            total_us[event.name] += us
+    whole = sum(total_us.values())
     return [
-        Kernel(row.key[:MAX_NAME], row.count, us / 1e3, 100.0 * us / total_us)
-        for row, us in rows[:TOP]
+        Kernel(name[:MAX_NAME], calls[name], us / 1e3, 100.0 * us / whole)
+        for name, us in total_us.most_common(TOP)
     ]
 
 
-def count_launches(averages: Iterable[Any]) -> int:
+def count_launches(events: Iterable[Any]) -> int:
     """Return how often the host asked the device to run a kernel; a captured graph counts once."""
-    return sum(row.count for row in averages if row.key.startswith(LAUNCHES))
+    return sum(event.name.startswith(LAUNCHES) for event in events)
+
+
+def can_count(device: torch.device) -> bool:
+    """Return whether a device has kernel launches to count."""
+    return device.type == "cuda"
 
 
 class LaunchCounter:
@@ -140,7 +156,8 @@ class LaunchCounter:
 
     def __init__(self) -> None:
         self.launches = 0
-        self._profile: Any = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+        both = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+        self._profile: Any = profile(activities=both, acc_events=True)
 
     def __enter__(self) -> LaunchCounter:
         self._profile.__enter__()
@@ -148,4 +165,4 @@ class LaunchCounter:
 
     def __exit__(self, *details: Any) -> None:
         self._profile.__exit__(*details)
-        self.launches = count_launches(self._profile.key_averages())
+        self.launches = count_launches(self._profile.events())

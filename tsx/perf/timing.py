@@ -94,6 +94,11 @@ class IntervalTimer:
         self._pause_start: float | None = None
         self._begin()
 
+    @property
+    def is_warming_up(self) -> bool:
+        """Whether the next step is one of the first, which are left out."""
+        return self._warmup_left > 0
+
     def end_step(self, *, tokens: int, points: int, valid_points: int) -> None:
         """Count one optimizer step and the work of all its micro-batches.
 

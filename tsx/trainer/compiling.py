@@ -83,7 +83,7 @@ def explain_compile_errors() -> Iterator[None]:
         yield
     except TorchDynamoException as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = lines[0] if lines else type(error).__name__
+        said = " ".join(lines[:2]) or type(error).__name__  # who raised, then what
         raise TsxError(
             f"[perf] compile=true: compiling the model failed: {said[:300]}", next_command=OFF
         ) from error

@@ -12,7 +12,7 @@ from time import monotonic
 
 from registry.events import Artifact, Finding, Severity
 from tsx.perf.device import synchronize
-from tsx.perf.profile import STEPS, LaunchCounter, StepProfiler
+from tsx.perf.profile import STEPS, LaunchCounter, StepProfiler, can_count
 from tsx.trainer.compiling import explain_compile_errors
 from tsx.trainer.session import Session
 from tsx.trainer.step import StepReport, take_step
@@ -41,7 +41,7 @@ class Instruments:
 
     def start(self) -> None:
         """Say what cannot be measured here, and make the profiler ready."""
-        if self._perf.count_kernels and self._session.device.type != "cuda":
+        if self._perf.count_kernels and not can_count(self._session.device):
             self._say(
                 "kernel-launches",
                 f"kernels per step are counted on CUDA alone; {self._session.device.type} has no "
@@ -104,10 +104,10 @@ class Instruments:
 
     def _is_counting_due(self) -> bool:
         """Return whether the coming step is logged, and far enough from the last that counted."""
-        if not self._perf.count_kernels or self._session.device.type != "cuda":
+        if not self._perf.count_kernels or not can_count(self._session.device):
             return False
         step = self._session.progress.step + 1
-        if step % self._session.config.train.log_every:
+        if step % self._session.config.train.log_every or self._session.timer.is_warming_up:
             return False
         return self._counted_at is None or step - self._counted_at >= COUNT_EVERY
 
