@@ -33,6 +33,7 @@ _SEVERITY_GLYPHS = {"info": "·", "warning": "▲", "error": "✗"}
 _COLUMNS = (("last", 11), ("best", 11), ("at step", 9), ("min", 11), ("max", 11), ("points", 8))
 _BAR = 24  # cells of the progress bar
 _MAX_TEXT = 2000  # characters of one cause or fix
+_MAX_KERNELS = 20  # operations listed of a trace
 
 
 def list_head_lines(run: RunRow, now: float) -> list[Line]:
@@ -149,19 +150,18 @@ def list_environment_lines(environment: Mapping[str, Any]) -> list[Line]:
 
 
 def list_artifact_lines(artifacts: Iterable[ArtifactRow]) -> list[Line]:
-    """Return the files a run wrote."""
-    lines = [
-        Line(
-            (
-                Piece(pad(clean(row.kind), 12), "muted"),
-                Piece(pad(f"step {row.step}", 14), "text"),
-                Piece(pad(format_bytes(row.size_bytes), 12, right=True) + "  ", "muted"),
-                Piece(clean(row.path), "text"),
-                Piece("  best" if row.metadata.get("best") else "", "completed"),
-            )
+    """Return the files a run wrote; below a trace, what took most of the time in it."""
+    lines = []
+    for row in artifacts:
+        pieces = (
+            Piece(pad(clean(row.kind), 12), "muted"),
+            Piece(pad(f"step {row.step}", 14), "text"),
+            Piece(pad(format_bytes(row.size_bytes), 12, right=True) + "  ", "muted"),
+            Piece(clean(row.path), "text"),
+            Piece("  best" if row.metadata.get("best") else "", "completed"),
         )
-        for row in artifacts
-    ]
+        lines.append(Line(pieces))
+        lines += _list_kernel_lines(row.metadata.get("kernels"))
     return lines or [Line((Piece("No files.", "muted"),))]
 
 
@@ -171,6 +171,21 @@ def list_resume_lines(detail: RunDetail) -> list[Line]:
         Line((Piece(f"{format_when(when)}  from step {start} to {steps}", "text"),))
         for when, start, steps in detail.resumes
     ]
+
+
+def _list_kernel_lines(kernels: object) -> list[Line]:
+    """Return share of the time, milliseconds, calls and name of each operation of a trace."""
+    lines = []
+    for kernel in kernels[:_MAX_KERNELS] if isinstance(kernels, list) else []:
+        cells = kernel if isinstance(kernel, dict) else {}
+        share, took = cells.get("share_pct"), cells.get("total_ms")
+        if not isinstance(share, int | float) or not isinstance(took, int | float):
+            continue
+        figures = f"{pad(f'{share:.1f}%', 8, right=True)}{pad(f'{took:.2f} ms', 13, right=True)}"
+        calls = pad(f"x{clean(str(cells.get('calls')), limit=8)}", 10, right=True)
+        name = clean(str(cells.get("name")), limit=80)
+        lines.append(Line((Piece(f"  {figures}{calls}  ", "muted"), Piece(name, "text"))))
+    return lines
 
 
 def _show_when(run: RunRow, now: float) -> Piece:

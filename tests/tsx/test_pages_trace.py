@@ -1,0 +1,42 @@
+"""The files of a run as lines: a trace and what is below it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from registry.views import ArtifactRow
+from tsx.pages import list_artifact_lines
+
+
+def show(kernels: Any) -> list[str]:
+    row = ArtifactRow(
+        kind="trace",
+        path="profiler/chrome_trace.json",
+        step=21,
+        size_bytes=2048,
+        metadata={"kernels": kernels},
+        time=0.0,
+    )
+    return ["".join(p.text for p in line.left) for line in list_artifact_lines([row])]
+
+
+def test_the_operations_of_a_trace_stand_below_it() -> None:
+    kernel = {"name": "aten::mm", "calls": 61, "total_ms": 2.0109, "share_pct": 34.41}
+    head, line = show([kernel])
+    assert "profiler/chrome_trace.json" in head
+    assert line.split() == ["34.4%", "2.01", "ms", "x61", "aten::mm"]
+    assert len(show([kernel] * 50)) == 21
+
+
+@pytest.mark.parametrize("kernels", [None, "x", 7, [None], [{}], [{"share_pct": "1", "name": 3}]])
+def test_what_is_no_table_is_left_out(kernels: Any) -> None:
+    assert len(show(kernels)) == 1
+
+
+def test_names_are_made_inert() -> None:
+    (_, line) = show([{"name": "\x1b[31mred\n" * 100, "total_ms": 1.0, "share_pct": 1.0}])
+    assert "\x1b" not in line
+    assert "\n" not in line
+    assert len(line) < 150
