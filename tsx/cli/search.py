@@ -183,14 +183,14 @@ class SearchView:
     def end_trial(self, trial: Trial, ending: Ending) -> None:
         """Say whether it fits."""
         from tsx.cli.lines import duration
+        from tsx.cli.search_table import find_peak
 
         took = duration(time.monotonic() - self._began)
         if ending.status is Status.COMPLETED:
-            step, peak = (
-                self._get("train/step_time_ms", ",.1f"),
-                self._get("sys/peak_mem_gib", ".2f"),
-            )
-            output.talk(f"  fits: {step} ms a step, {peak} GiB; {took}", style="good")
+            step, peak = self._metrics.get("train/step_time_ms"), find_peak(self._metrics)
+            speed = "" if step is None else f"{step:,.1f} ms a step, "
+            memory = "" if peak is None else f"{peak:.2f} GiB, "
+            output.talk(f"  fits: {speed}{memory}took {took}", style="good")
         elif ending.status is Status.OOM:
             output.talk(f"  out of memory after {took}", style="warning")
         else:
@@ -235,10 +235,6 @@ class SearchView:
         if text not in self._said:
             self._said.add(text)
             output.talk(text, style=style)
-
-    def _get(self, key: str, form: str) -> str:
-        """Return a metric of the trial under way as text."""
-        return format(self._metrics[key], form) if key in self._metrics else "?"
 
 
 def _describe(asked: Search) -> str:

@@ -150,12 +150,12 @@ def _make_row(trial: RunDetail, key: str) -> Row | None:
         toks_per_sec=metrics.get("train/toks_per_sec"),
         points_per_sec=metrics.get("train/points_per_sec"),
         mfu=metrics.get("train/mfu"),
-        peak_gib=_find_peak(metrics),
+        peak_gib=find_peak(metrics),
         predicted_gib=_predict(trial),
     )
 
 
-def _find_peak(metrics: dict[str, float]) -> float | None:
+def find_peak(metrics: dict[str, float]) -> float | None:
     """Return what model and training took at most, without what the process held before them."""
     peak = metrics.get("sys/peak_mem_gib")
     return None if peak is None else peak - metrics.get("sys/base_mem_gib", 0.0)
