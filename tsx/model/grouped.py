@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from tsx.model.precision import find_autocast_dtype
+
 
 def grouped_linear(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
     """Return y[r] = weight[e(r)] x[r], rows of expert 0 first, then of expert 1 and so on.
@@ -35,8 +37,8 @@ def grouped_linear(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor
         counts_E: int64, rows of each expert; they sum to R, and one may be 0.
     """
     device = x_RI.device
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
+    dtype = find_autocast_dtype(device.type)
+    if dtype is not None:
         x_RI, weight_EOI = x_RI.to(dtype), weight_EOI.to(dtype)
     if device.type == "cuda" and x_RI.dtype is torch.bfloat16 and has_grouped_product(device.index):
         return _device_product(x_RI, weight_EOI, counts_E)

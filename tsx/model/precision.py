@@ -1,4 +1,4 @@
-"""The doors out of autocast: places that choose their own dtype."""
+"""The doors into and out of autocast: places that choose their own dtype."""
 
 from __future__ import annotations
 
@@ -12,6 +12,18 @@ def no_autocast(device_type: str) -> AbstractContextManager[object]:
 
     A device type without autocast ("meta", for shapes and FLOPs) needs no door.
     """
-    if not torch.amp.is_autocast_available(device_type):
+    if not _has_autocast(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
+
+
+def find_autocast_dtype(device_type: str) -> torch.dtype | None:
+    """Return the dtype that matrix products have under the autocast around, None without one."""
+    if not _has_autocast(device_type) or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
+def _has_autocast(device_type: str) -> bool:
+    # torch.amp.is_autocast_available says the same, and torch 2.11 cannot compile a call of it.
+    return device_type != "meta"

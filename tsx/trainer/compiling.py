@@ -20,6 +20,7 @@ import torch
 from tsx.config import CompileMode, RunConfig
 from tsx.errors import ConfigError, TsxError
 from tsx.model.forecaster import Forecaster
+from tsx.model.grouped import has_grouped_product
 
 OFF = "--set perf.compile=false"
 # Modes that capture CUDA graphs take two more steps to settle: a warm-up and the capture.
@@ -60,6 +61,9 @@ def _get_cpp_name() -> str:
 
 def compile_blocks(model: Forecaster, mode: CompileMode) -> None:
     """Mark each block to be compiled at its first training step; shapes are constant from then."""
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        has_grouped_product(device.index)  # tried now: under the compiler's eyes it could not be
     for block in model.blocks:
         block.compile(mode=str(mode), fullgraph=True, dynamic=False)
 
