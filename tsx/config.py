@@ -228,7 +228,9 @@ class PerfConfig(_Section, frozen=True, kw_only=True):
     profile: bool = False  # Chrome trace of one step after 20
     log_metrics: bool = False  # print TFLOP/s, step times and where they go beside the loss
     count_kernels: bool = False  # kernels per step, counted on one step an interval
-    memory_budget_gib: PositiveFloat | None = None  # stands in for a smaller device; default: none
+    # Stands in for a smaller device; default: none. At least 32 MiB: in less, a process has no room
+    # for the stacks of its own threads.
+    memory_budget_gib: Annotated[float, Meta(ge=1 / 32)] | None = None
 
 
 class RunConfig(_Section, frozen=True, kw_only=True):
