@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from registry.events import EventSink, Status
+from registry.events import EventSink, Finding, Severity, Status
 from tsx.config import RunConfig
 from tsx.perf.attention_kernel import forced_kernel
 from tsx.perf.budget import MemoryBudget
 from tsx.perf.system import SystemSampler
+from tsx.perf.timing import Speed
 from tsx.trainer.checkpoint import CheckpointFolder, check_writable
 from tsx.trainer.evaluate import Evaluator, StopSignal
 from tsx.trainer.instruments import Instruments
@@ -121,6 +122,7 @@ class Trainer:
         self._saver = Saver(session)
         self._watch = NonFiniteWatch(session.telemetry)
         self._started = monotonic()
+        self._peak_doubted = False
 
     @property
     def step(self) -> int:
@@ -158,7 +160,27 @@ class Trainer:
         speed = self._session.timer.read()
         if speed is not None:
             values |= speed.to_metrics()
+            self._doubt_peak(speed)
         self._session.telemetry.metrics(self.step, values | self._pulse.take_device_means())
+
+    def _doubt_peak(self, speed: Speed) -> None:
+        """Say, once, that no run is faster than its device: the peak is wrong."""
+        if self._peak_doubted or speed.mfu is None or speed.mfu <= 1.0:
+            return
+        self._peak_doubted = True
+        self._session.telemetry.emit(
+            Finding(
+                time=self._session.telemetry.now(),
+                kind="peak-suspect",
+                severity=Severity.INFO,
+                step=self.step,
+                cause=f"MFU is {100 * speed.mfu:.0f} %: the peak it is counted against is too low; "
+                "a measured one is where the machine was busy with other work",
+                evidence={"mfu": speed.mfu, "tflops": speed.tflops},
+                fix="trust train/tflops here; the next run measures again, and "
+                "perf.mfu_peak_tflops sets the peak",
+            )
+        )
 
     def _evaluate_when_due(self) -> None:
         every = self._config.eval.every

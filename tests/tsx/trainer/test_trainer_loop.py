@@ -300,6 +300,15 @@ def test_suspect_peak_is_said(lab):
     assert [f.kind for f in ran.sink.findings] == ["peak-suspect"]
 
 
+def test_a_run_faster_than_its_peak_says_once_that_the_peak_is_wrong(lab):
+    sink = lab.run(train__steps=12, train__log_every=2, perf__mfu_peak_tflops=1e-9).sink
+    (finding,) = [f for f in sink.findings if f.kind == "peak-suspect"]
+    assert finding.severity is Severity.INFO
+    assert finding.evidence["mfu"] > 1
+    assert "the peak it is counted against is too low" in finding.cause
+    assert len(sink.curve("train/mfu")) > 1
+
+
 def test_a_device_that_cannot_be_measured_trains_without_mfu(lab, monkeypatch):
     def refuse(*_):
         raise RuntimeError("no such product here")
