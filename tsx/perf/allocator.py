@@ -17,6 +17,7 @@ import sys
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _NEVER = -1
 _TOP_PAD_BYTES = 64 * 2**20
+_SMALL_PAD_BYTES = 2**20
 
 
 def keep_freed_memory() -> bool:
@@ -25,10 +26,24 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the allocator took it.
     """
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _TOP_PAD_BYTES))
+    return all(_set(option, value) for option, value in settings)
+
+
+def grow_in_small_steps() -> bool:
+    """Tell malloc to ask for little more than it needs, so that a memory limit is a sharp one.
+
+    Returns:
+        Whether the allocator took it.
+    """
+    return _set(_M_TOP_PAD, _SMALL_PAD_BYTES)
+
+
+def _set(option: int, value: int) -> bool:
+    """Set one of glibc's malloc options, where there is a glibc."""
     if not sys.platform.startswith("linux"):
         return False
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):  # musl has another malloc, and no mallopt
         return False
-    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER), (_M_TOP_PAD, _TOP_PAD_BYTES))
-    return all(libc.mallopt(option, value) == 1 for option, value in settings)
+    return bool(libc.mallopt(option, value) == 1)

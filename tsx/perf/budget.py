@@ -18,6 +18,7 @@ from typing import Self
 import torch
 
 from tsx.errors import ConfigError
+from tsx.perf.allocator import grow_in_small_steps
 from tsx.perf.memory import GIB
 
 
@@ -78,6 +79,7 @@ class MemoryBudget:
             resource.setrlimit(resource.RLIMIT_DATA, (self._soft, hard))
 
     def _limit_host(self, gib: float) -> None:
+        grow_in_small_steps()
         _start_threads()
         self._soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         allowed = _read_data_bytes() + int(gib * GIB)
