@@ -196,3 +196,57 @@ def test_no_nvml_at_all_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", refuse)
     sampler = SystemSampler(torch.device("cuda", 0))
     assert not any("gpu" in key for key in sampler.sample())
+
+
+class FakeGpm(FakeNvml):
+    """A Hopper: samples are counters, and a share is what one has more than the other."""
+
+    NVML_SUCCESS, NVML_GPM_METRICS_GET_VERSION, NVML_GPM_METRIC_DRAM_BW_UTIL = 0, 1, 10
+
+    def __init__(self, *, supported: bool = True, answer: int = 0) -> None:
+        super().__init__()
+        self.supported, self.answer, self.freed, self.clock = supported, answer, 0, 0
+
+    def nvmlGpmQueryDeviceSupport(self, handle: str) -> Any:  # noqa: N802
+        return SimpleNamespace(isSupportedDevice=int(self.supported))
+
+    def nvmlGpmSampleAlloc(self) -> Any:  # noqa: N802
+        return SimpleNamespace(count=-1)
+
+    def nvmlGpmSampleGet(self, handle: str, sample: Any) -> None:  # noqa: N802
+        self.clock += 10 + self.clock  # 10, 30, 70: the steps between samples are 20, 40
+        sample.count = self.clock
+
+    def nvmlGpmSampleFree(self, sample: Any) -> None:  # noqa: N802
+        self.freed += 1
+
+    def c_nvmlGpmMetricsGet_t(self) -> Any:  # noqa: N802
+        return SimpleNamespace(metrics=[SimpleNamespace()])
+
+    def nvmlGpmMetricsGet(self, query: Any) -> Any:  # noqa: N802
+        assert (query.version, query.numMetrics, query.metrics[0].metricId) == (1, 1, 10)
+        query.metrics[0].value = query.sample2.count - query.sample1.count
+        query.metrics[0].nvmlReturn = self.answer
+        return query
+
+
+def test_bandwidth_is_of_the_time_since_the_last_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeGpm()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="abc")
+    )
+    sampler = SystemSampler(torch.device("cuda", 0))
+    assert [sampler.sample()["sys/gpu_hbm_util_pct"] for _ in range(2)] == [20.0, 40.0]
+    sampler.close()
+    sampler.close()
+    assert nvml.freed == 2
+
+
+@pytest.mark.parametrize("nvml", [FakeGpm(supported=False), FakeGpm(answer=3), FakeNvml()])
+def test_a_gpu_that_does_not_count_bytes_has_no_bandwidth(
+    monkeypatch: pytest.MonkeyPatch, nvml: FakeNvml
+) -> None:
+    values = sample_with(monkeypatch, nvml)
+    assert "sys/gpu_hbm_util_pct" not in values
+    assert values["sys/gpu_mem_ctrl_util_pct"] == 41.0

@@ -98,6 +98,20 @@ def test_pauses_are_left_out() -> None:
     assert read(timer).step_time_ms == pytest.approx(2000.0)
 
 
+def test_a_step_within_a_pause_is_not_counted() -> None:
+    clock = Clock()
+    timer = make(clock)
+    step(timer, clock, data_s=0.5, compute_s=1.5)
+    with timer.paused():
+        step(timer, clock, data_s=7.0, compute_s=30.0)
+    speed = read(timer)
+    assert (speed.steps, speed.step_time_ms, speed.data_time_ms) == (1, 2000.0, 500.0)
+    assert speed.model_time_ms == 1500.0
+    with timer.paused():
+        step(timer, clock, compute_s=30.0)
+    assert timer.read() is None
+
+
 def test_reading_within_a_pause_counts_none_of_it() -> None:
     clock = Clock()
     timer = make(clock)
