@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,7 +55,7 @@ def command(
     sets = parse_sets(partition_set or ())
     patterns = list_patterns(sets, partitions or ())
     home_folder = locate_time300b(find_home())
-    folder = Path(time300b_dir).expanduser().absolute() if time300b_dir else home_folder
+    folder = Path(os.path.expanduser(time300b_dir)).absolute() if time300b_dir else home_folder
     if warning := warn_old_token():
         output.warn(warning)
     for notice in list_notices(sets):
@@ -65,7 +66,7 @@ def command(
         try:
             listing = hub.list_files(revision)
         except Unreachable as error:
-            return _stay(error, folder, hub.repo, patterns, as_json=as_json)
+            return _stay(error, folder, hub.repo, revision, patterns, as_json=as_json)
         return _go(hub, listing, folder, patterns, view, dry_run=dry_run, as_json=as_json)
 
 
@@ -108,13 +109,20 @@ def _go(
 
 
 def _stay(
-    error: Unreachable, folder: Path, repo: str, patterns: tuple[str, ...], *, as_json: bool
+    error: Unreachable,
+    folder: Path,
+    repo: str,
+    revision: str,
+    patterns: tuple[str, ...],
+    *,
+    as_json: bool,
 ) -> int:
     """Say that there is no way to the Hub, and what is on disk; fine where that is all of it."""
     from tsx.data.download import is_complete, list_on_disk
+    from tsx.data.hub import DEFAULT_REVISION
 
     found = list_on_disk(folder)
-    complete = is_complete(folder, repo, patterns)
+    complete = is_complete(folder, repo, patterns, revision or DEFAULT_REVISION)
     if as_json:
         output.json(
             {

@@ -69,7 +69,8 @@ def command(
         if preview is not None:
             show_batch(preview)
     for fault in faults[:MAX_FAULTS]:
-        output.error(fault.message, next_command=fault.next_command)
+        # One line each: the name of a file may hold line breaks, and forge what follows them.
+        output.error(output.clean(fault.message), next_command=output.clean(fault.next_command))
     if len(faults) > MAX_FAULTS:
         output.talk(f"and {len(faults) - MAX_FAULTS} more faults; all of them: --json")
     return int(bool(faults))

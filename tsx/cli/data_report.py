@@ -30,7 +30,7 @@ def show_inspection(found: Inspection) -> None:
     if not found.datasets:
         return
     output.data(
-        f"{found.path}: windows of {found.context_length} points and a target, "
+        f"{output.clean(found.path)}: windows of {found.context_length} points and a target, "
         f"a start every {found.stride}"
     )
     output.data("")
@@ -45,7 +45,7 @@ def show_inspection(found: Inspection) -> None:
     sound = f"every point is finite and at most {HUGE:g} in size; no series is constant"
     output.data("")
     for line in remarks[:MAX_SETS] or [sound]:
-        output.data(line, style="warning" if remarks else "")
+        output.data(output.clean(line), style="warning" if remarks else "")
     _show_samples(found)
 
 

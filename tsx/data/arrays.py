@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import shlex
 import zipfile
 import zlib
@@ -124,7 +125,10 @@ class _Unpacked(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data: bytes = self._packed.read(len(buffer))
+        try:
+            data: bytes = self._packed.read(len(buffer))
+        except (OSError, lzma.LZMAError) as error:  # bzip2 says OSError of damaged data
+            raise self._source.fault(f"is no readable npz: {clip(error)}") from None
         self._source.spend(len(data))
         buffer[: len(data)] = data
         return len(data)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence, Set
@@ -94,14 +95,27 @@ def list_on_disk(folder: Path) -> list[tuple[str, str]]:
     return found
 
 
-def is_complete(folder: Path, repo: str, patterns: Sequence[str]) -> bool:
-    """Tell, without the Hub, whether this very request was completed and is still whole."""
+def is_complete(folder: Path, repo: str, patterns: Sequence[str], revision: str) -> bool:
+    """Tell, without the Hub, whether this very request was completed and is still whole.
+
+    Args:
+        folder: of the download.
+        repo: as asked for.
+        patterns: as asked for.
+        revision: as asked for: the branch or tag of the last request, or a commit.
+    """
     record = find_record(folder)
     if record is None or record.repo != repo:
         return False
     if any(pattern not in record.completed for pattern in patterns):
         return False
+    commits = {record.completed[pattern] for pattern in patterns}
+    if commits != {record.commit if revision == record.revision else revision}:
+        return False
     asked = {name for name in record.partitions if matches(name, patterns)}
+    # A later request for another revision may have replaced some of them.
+    if any(record.partitions[name].commit not in commits for name in asked):
+        return False
     files = {
         name: known.digest
         for name, known in record.files.items()
@@ -110,6 +124,19 @@ def is_complete(folder: Path, repo: str, patterns: Sequence[str]) -> bool:
     return all(record.trusts(folder, name, digest) for name, digest in files.items()) and not any(
         fault for name, fault in list_on_disk(folder) if name in asked
     )
+
+
+def _move(part: Path, path: Path) -> None:
+    """Give a part its name, also where a link has put that on another disk."""
+    try:
+        part.replace(path)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        draft = path.with_name(f".{path.name}.part")
+        shutil.copyfile(part, draft)
+        draft.replace(path)
+        part.unlink()
 
 
 class _Download:
@@ -190,7 +217,7 @@ class _Download:
         """Give a file that is whole its name."""
         path = self._folder / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        locate_part(self._folder, file).replace(path)
+        _move(locate_part(self._folder, file), path)
         self._record.note(self._folder, file.path, file.digest)
         self._progress.files_done += 1
         if self._progress.files_done % _RECORD_EVERY == 0:

@@ -71,7 +71,8 @@ def make_plan(folder: Path, listing: Listing, patterns: Sequence[str]) -> Plan:
 
     Raises:
         ConfigError: a pattern without a partition, or the folder holds another repository.
-        TsxError: a file name that leads elsewhere, or a file too large to be served.
+        TsxError: a file name that leads elsewhere or through another file, or a file too large
+            to be served.
     """
     record = find_record(folder)
     if record is not None and record.repo != listing.repo and record.files:
@@ -88,6 +89,7 @@ def make_plan(folder: Path, listing: Listing, patterns: Sequence[str]) -> Plan:
         owner = find_owner(file.path, known)
         if owner in held and _is_plain(file, place):
             held[owner].append(file)
+    _refuse_nested(held, place)
     partitions = tuple(Partition(name, tuple(files)) for name, files in held.items())
     whole, unchecked, parts = set(), set(), {}
     for file in (file for partition in partitions for file in partition.files):
@@ -144,6 +146,14 @@ def _is_plain(file: RemoteFile, place: str) -> bool:
             next_command="hf download --repo-type dataset, or leave this partition out",
         )
     return not any(step.startswith(".") for step in steps)
+
+
+def _refuse_nested(held: dict[str, list[RemoteFile]], place: str) -> None:
+    """Raise TsxError where one file's name is the folder of another: no disk can hold both."""
+    paths = {file.path for files in held.values() for file in files}
+    for path in sorted(paths):
+        if (owner := find_owner(path, paths)) is not None:
+            raise TsxError(f"{place} lists {owner!r} both as a file and as the folder of {path!r}")
 
 
 def _find_size(path: Path) -> int | None:

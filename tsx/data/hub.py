@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
+from urllib.parse import urlsplit
 
 import tsx
 from registry.redact import Redactor
@@ -34,6 +35,8 @@ _MAX_WAIT_S = 300.0  # the longest window of the Hub's rate limits
 _TIMEOUT_S = 30.0
 PIECE_BYTES = 1 << 20
 MAX_FILES = 1_000_000
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|git:[0-9a-f]{40}")
 _URL = re.compile(r"https?://\S*?/resolve/[0-9a-f]+/|https?://[^\s/]+|\?\S+")
 
 Notify = Callable[[str], None]
@@ -78,6 +81,9 @@ class Hub:
     Args:
         repo: "<owner>/<name>".
         notify: told of every wait and repetition, from any thread.
+
+    Raises:
+        ConfigError: HF_ENDPOINT is no address.
     """
 
     def __init__(self, repo: str, notify: Notify) -> None:
@@ -86,6 +92,7 @@ class Hub:
 
         self.repo = repo
         self.endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        self._shown = _check_endpoint(self.endpoint)
         self._notify = notify
         self._headers = build_hf_headers(
             library_name="tsx",
@@ -110,6 +117,8 @@ class Hub:
         def ask() -> Listing:
             info = api.dataset_info(self.repo, revision=revision, timeout=_TIMEOUT_S)
             commit = str(info.sha)
+            if not _COMMIT.fullmatch(commit):
+                raise ValueError(f"a commit {commit!r:.60}")
             tree = api.list_repo_tree(
                 self.repo, recursive=True, revision=commit, repo_type="dataset"
             )
@@ -117,18 +126,27 @@ class Hub:
             bounded = tuple(itertools.islice(files, MAX_FILES))
             if len(bounded) == MAX_FILES:
                 raise TsxError(f"{self.repo} lists more than {MAX_FILES:,} files")
+            if len({file.path for file in bounded}) < len(bounded):
+                raise ValueError("a file that is listed twice")
             return Listing(self.repo, revision, commit, bounded)
 
         try:
             return self._repeat(ask, lambda: 0)
+        except UnicodeEncodeError:
+            raise TsxError(
+                "the token is none: it holds characters that no header can carry",
+                next_command=_login(),
+            ) from None
         except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if _find_status(error) is not None:
+                raise self.explain(error, f"revision {revision!r}") from None
             if type(error).__name__ == "HFValidationError":
                 raise ConfigError(
                     f"--repo {self.repo!r}: {_first_line(error)}",
                     next_command="--repo OWNER/NAME",
                 ) from None
             raise TsxError(
-                f"{self.endpoint} does not answer as a Hub does ({type(error).__name__}: "
+                f"{self._shown} does not answer as a Hub does ({type(error).__name__}: "
                 f"{_first_line(error)})",
                 next_command="check HF_ENDPOINT and proxies",
             ) from None
@@ -207,18 +225,18 @@ class Hub:
         """Return what the user is told of a client's error about a file or revision."""
         if isinstance(error, TsxError):
             return error
-        place = f"{self.repo} on {self.endpoint}"
+        place = f"{self.repo} on {self._shown}"
         status = _find_status(error)
         kind = type(error).__name__
         if status is None:
-            return _explain_transport(error, self.endpoint, what)
+            return _explain_transport(error, self._shown, what)
         if kind == "RevisionNotFoundError":
             return ConfigError(f"{place} has no {what}", next_command="--revision main")
         if kind == "GatedRepoError" or status == 403:
             return TsxError(
                 f"{place} does not let you in ({status}): the repository is gated, or the token "
                 f"lacks the right to read it; {_describe_token()}",
-                next_command=f"ask for access at {self.endpoint}/datasets/{self.repo}, then "
+                next_command=f"ask for access at {self._shown}/datasets/{self.repo}, then "
                 f"{_login()}",
             )
         if status == 401 or kind == "RepositoryNotFoundError":
@@ -290,12 +308,37 @@ def _describe_token() -> str:
     return "the token that was sent does not suffice" if get_token() else "no token was sent"
 
 
+def _check_endpoint(endpoint: str) -> str:
+    """Return an address as it may be shown: a password in it is not.
+
+    Raises:
+        ConfigError: no address of a server.
+    """
+    shown = Redactor.from_environ(os.environ).text(endpoint)
+    try:
+        url = urlsplit(endpoint)
+        is_address = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise ConfigError(
+            f"HF_ENDPOINT={shown!r} is no address of a Hub", next_command="unset HF_ENDPOINT"
+        )
+    return shown
+
+
 def _read_entry(entry: Any) -> RemoteFile:
-    """Return one file of the tree, checked for what is relied on later."""
-    if not isinstance(entry.path, str) or not isinstance(entry.size, int) or entry.size < 0:
-        raise ValueError(f"a file {entry.path!r} of size {entry.size!r}")
+    """Return one file of the tree, checked for what is relied on later.
+
+    The digest becomes part of a file's name on disk, so it must be one.
+    """
+    size = entry.lfs.size if entry.lfs else entry.size
     digest = f"sha256:{entry.lfs.sha256}" if entry.lfs else f"git:{entry.blob_id}"
-    return RemoteFile(entry.path, entry.lfs.size if entry.lfs else entry.size, digest)
+    if not isinstance(entry.path, str) or type(size) is not int or size < 0:
+        raise ValueError(f"a file {entry.path!r:.200} of size {size!r:.60}")
+    if not _DIGEST.fullmatch(digest):
+        raise ValueError(f"a file {entry.path!r:.200} of digest {digest!r:.80}")
+    return RemoteFile(entry.path, size, digest)
 
 
 def _find_status(error: Exception) -> int | None:

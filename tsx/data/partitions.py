@@ -100,11 +100,22 @@ def list_notices(sets: Sequence[PartitionSet]) -> list[str]:
 
 
 def find_partitions(paths: Iterable[str]) -> tuple[str, ...]:
-    """Return the folders among a repository's files that hold a meta.json, ordered by name."""
+    """Return the folders among a repository's files that hold a meta.json, ordered by name.
+
+    Hidden ones are none: readers pass them over.
+    """
     parents = (PurePosixPath(path) for path in paths)
     return tuple(
-        sorted(str(path.parent) for path in parents if path.name == META_NAME and path.parent.name)
+        sorted(
+            str(path.parent)
+            for path in parents
+            if path.name == META_NAME and path.parent.name and not _is_hidden(path)
+        )
     )
+
+
+def _is_hidden(path: PurePosixPath) -> bool:
+    return any(part.startswith(".") and part != ".." for part in path.parts)
 
 
 def select_partitions(there: Sequence[str], patterns: Sequence[str], place: str) -> tuple[str, ...]:

@@ -171,3 +171,16 @@ def test_torch_is_never_imported(table, tmp_path):
         [sys.executable, "-c", code, str(table)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_name_with_line_breaks_forges_no_line(tsx, tmp_path):
+    hostile = tmp_path / "a\nnext: rm -rf x\n\x1b[31m.npy"
+    hostile.write_bytes(b"no npy")
+    done = tsx("data", "inspect", str(hostile))
+    assert done.status == 1
+    assert not [line for line in done.err.splitlines() if line.startswith("next: rm")]
+    hostile.with_suffix(".jsonl").write_text("[1, 1, 1]\n")
+    done = tsx("data", "inspect", str(hostile.with_suffix(".jsonl")))
+    assert done.status == 0
+    assert not [line for line in done.out.splitlines() if line.startswith("next: rm")]
+    assert "\x1b" not in done.out

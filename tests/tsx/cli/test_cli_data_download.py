@@ -261,3 +261,17 @@ def hub_event():
 def test_the_page_holds_the_sets_as_they_are():
     page = (Path(__file__).resolve().parents[3] / "docs" / "data.md").read_text()
     assert render_sets() in page
+
+
+def test_offline_another_revision_is_not_what_is_on_disk(hub, tsx, monkeypatch):
+    assert tsx("data", "download", *DEBUG).status == 0
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert tsx("data", "download", *DEBUG).status == 0
+    assert tsx("data", "download", *DEBUG, "--revision", "v2").status == 1
+
+
+def test_a_home_of_nobody_is_a_folder_of_that_name(hub, tsx, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = tsx("data", "download", *DEBUG, "--time300b-dir", "~nobody-here/x", "--dry-run")
+    assert done.status == 0
+    assert str(tmp_path / "~nobody-here" / "x") in done.err

@@ -201,3 +201,16 @@ def test_an_archive_of_something_else(open_file):
         pass
     with pytest.raises(DataError, match="holds no array"):
         open_file("a.npz", file.getvalue())
+
+
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_a_damaged_archive_of_any_packing_is_named(open_file, method):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        archive.writestr("a.npy", to_npy(np.random.default_rng(0).random(500)))
+    content = bytearray(file.getvalue())
+    content[120:200] = (byte ^ 0x5A for byte in content[120:200])
+    with pytest.raises(DataError, match="is no readable npz"):
+        open_file("a.npz", bytes(content))

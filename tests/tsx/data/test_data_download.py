@@ -253,7 +253,7 @@ def test_readers_refuse_what_a_break_left(hub, folder, fetch):
         open_dataset("other/m4_daily", folder / "other" / "m4_daily", MapPool())
     faults = dict(list_on_disk(folder))
     assert "missing" in faults["other/m4_daily"]
-    assert not is_complete(folder, DEFAULT_REPO, DEBUG)
+    assert not is_complete(folder, DEFAULT_REPO, DEBUG, "main")
 
 
 def test_a_part_of_another_commit_is_not_gone_on_with(hub, folder, fetch, put_partition):
@@ -449,13 +449,13 @@ def test_offline_asks_nobody(hub, fetch, monkeypatch):
 
 
 def test_a_finished_request_is_known_without_the_hub(hub, folder, fetch):
-    assert not is_complete(folder, DEFAULT_REPO, DEBUG)
+    assert not is_complete(folder, DEFAULT_REPO, DEBUG, "main")
     fetch()
-    assert is_complete(folder, DEFAULT_REPO, DEBUG)
-    assert not is_complete(folder, DEFAULT_REPO, [*DEBUG, "web*"])
-    assert not is_complete(folder, "other/repo", DEBUG)
+    assert is_complete(folder, DEFAULT_REPO, DEBUG, "main")
+    assert not is_complete(folder, DEFAULT_REPO, [*DEBUG, "web*"], "main")
+    assert not is_complete(folder, "other/repo", DEBUG, "main")
     (folder / SHARD).unlink()
-    assert not is_complete(folder, DEFAULT_REPO, DEBUG)
+    assert not is_complete(folder, DEFAULT_REPO, DEBUG, "main")
 
 
 # The disk
