@@ -22,6 +22,7 @@ from tsx.errors import ConfigError
 
 MAX_COUNT = 2**31 - 1
 MAX_SHOWN = 80  # characters of a value in a message
+MIN_BUDGET_GIB = 1 / 32  # in less, a process has no room for the stacks of its own threads
 
 PositiveInt = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
 NonNegativeInt = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
@@ -228,9 +229,8 @@ class PerfConfig(_Section, frozen=True, kw_only=True):
     profile: bool = False  # Chrome trace of one step after 20
     log_metrics: bool = False  # print TFLOP/s, step times and where they go beside the loss
     count_kernels: bool = False  # kernels per step, counted on one step an interval
-    # Stands in for a smaller device; default: none. At least 32 MiB: in less, a process has no room
-    # for the stacks of its own threads.
-    memory_budget_gib: Annotated[float, Meta(ge=1 / 32)] | None = None
+    # Stands in for a smaller device; default: none.
+    memory_budget_gib: Annotated[float, Meta(ge=MIN_BUDGET_GIB)] | None = None
 
 
 class RunConfig(_Section, frozen=True, kw_only=True):

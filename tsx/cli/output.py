@@ -98,11 +98,14 @@ def warn(text: str) -> None:
 
 
 def error(message: str, *, next_command: str = "") -> None:
-    """Write an error and what to type next to stderr; never fails itself."""
+    """Write an error and what to type next to stderr; never fails itself.
+
+    Further lines are set in: a file's name with a line break in it cannot pose as a line of ours.
+    """
     try:
-        talk(f"error: {message}", style="bad")
+        talk("error: " + message.replace("\n", "\n  "), style="bad")
         if next_command:
-            talk(f"next: {next_command}")
+            talk("next: " + next_command.replace("\n", "\n  "))
         sys.stderr.flush()
     except OSError:
         return  # nobody reads: the exit status is all that is left

@@ -29,17 +29,23 @@ def parse_budget(text: str) -> float:
     """Return the GiB of "8GiB", "8 GB", "512MiB" or "8"; a plain number is GiB.
 
     Raises:
-        ConfigError: anything else, and 0.
+        ConfigError: anything else, 0, and less than a process can live with.
     """
     found = _BUDGET.fullmatch(text)
     scale = _UNITS.get(found[2].lower()) if found else None
     gib = float(found[1]) * scale / 2**30 if found and scale else 0.0
-    if not gib or not math.isfinite(gib):
-        from tsx.errors import ConfigError
+    from tsx.config import MIN_BUDGET_GIB
+    from tsx.errors import ConfigError
 
+    if not gib or not math.isfinite(gib):
         raise ConfigError(
             f"--memory-budget {text[:80]!r}: expected an amount of memory in GiB, GB, MiB or MB",
             next_command="--memory-budget 8GiB",
+        )
+    if gib < MIN_BUDGET_GIB:
+        raise ConfigError(
+            f"--memory-budget {text[:80]!r}: a process needs more than that for its own threads",
+            next_command=f"--memory-budget {MIN_BUDGET_GIB * 1024:g}MiB",
         )
     return gib
 

@@ -121,7 +121,10 @@ def describe(table: SearchTable) -> str:
         return f"no {table.key} fits {place}: {_explain(above, 'the smallest tried')}"
     sentence = f"largest {table.key} that fits {place}: {largest.value}"
     if above is None:
-        return f"{sentence}; nothing larger was tried"
+        cut = [row for row in table.rows if row.fits is None and row.value > largest.value]
+        last = min(cut, key=lambda row: row.value, default=None)
+        stopped = f"the trial of {last.value} was {last.status}" if last else ""
+        return f"{sentence}; {stopped or 'nothing larger was tried'}"
     between = "; values in between were not tried" if None in ended else ""
     return f"{sentence}; {_explain(above, 'the next tried')}{between}"
 

@@ -238,7 +238,7 @@ def test_ctrl_c_ends_at_once_and_says_how_to_go_on(hub, start, folder):
     process = start(*DEBUG)
     wait_for(lambda: hub.count(where) > 0 and len(list(folder.glob("[!.]*/*/*"))) == 8)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "kept: " in err
     assert "error: interrupted" in err

@@ -10,7 +10,7 @@ import pytest
 from registry.connection import find_url
 from registry.events import Finding, Metrics, RunEnded, RunPrepared, Severity, Status
 from registry.store import Recorder
-from tsx.cli import search
+from tsx.cli import search, search_table
 from tsx.errors import ConfigError
 from tsx.launch.exit_reason import EXIT_OF_STATUS, Ending
 from tsx.launch.supervise import Supervisor
@@ -240,6 +240,27 @@ def test_a_budget_is_read(text, gib):
 def test_a_budget_that_is_none_is_refused(text):
     with pytest.raises(ConfigError, match="expected an amount of memory"):
         search.parse_budget(text)
+
+
+@pytest.mark.parametrize("text", ["1MiB", "31MiB", "0.001"])
+def test_a_budget_that_no_process_can_live_with_is_refused_as_it_was_typed(text):
+    with pytest.raises(ConfigError, match=f"--memory-budget '{text}'") as caught:
+        search.parse_budget(text)
+    assert caught.value.next_command == "--memory-budget 32MiB"
+    assert search.parse_budget("32MiB") == 1 / 32
+
+
+def test_a_search_cut_off_in_a_trial_says_which():
+    unknown = dict.fromkeys(
+        ("step_time_ms", "toks_per_sec", "points_per_sec", "mfu", "peak_gib", "predicted_gib")
+    )
+    rows = (
+        search_table.Row(value=8, status="completed", reason="", run="a", **unknown),
+        search_table.Row(value=16, status="interrupted", reason="SIGINT", run="b", **unknown),
+    )
+    table = search_table.SearchTable("search-x", "train.batch_size", "cpu", None, rows)
+    said = search_table.describe(table)
+    assert said.endswith("that fits on cpu: 8; the trial of 16 was interrupted")
 
 
 BAD_LINES = {
