@@ -13,14 +13,11 @@ import contextlib
 import errno
 import queue
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Callable, Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from types import FrameType
-from typing import Self
 
 from tsx.data.catalog import iter_paths, matches
 from tsx.data.download_plan import Partition, Plan, find_owner
@@ -63,8 +60,8 @@ def download(plan: Plan, hub: Hub, watch: Watch, notify: Callable[[str], None]) 
         KeyboardInterrupt: as it came; what was fetched stays here too.
     """
     try:
-        with hold_lock(plan.folder), _Interrupts() as interrupts:
-            return _Download(plan, hub, watch, notify, interrupts).run()
+        with hold_lock(plan.folder):
+            return _Download(plan, hub, watch, notify).run()
     except OSError as error:
         raise explain_disk(error, plan.folder) from None
 
@@ -142,48 +139,10 @@ def _move(part: Path, path: Path) -> None:
         part.unlink()
 
 
-class _Interrupts:
-    """Remembers a Ctrl-C whose exception fell where Python lets none through (a finaliser)."""
-
-    def __init__(self) -> None:
-        self._came = False
-
-    def __enter__(self) -> Self:
-        self._before = signal.getsignal(signal.SIGINT)
-        self._is_ours = (
-            self._before is signal.default_int_handler
-            and threading.current_thread() is threading.main_thread()
-        )
-        if self._is_ours:
-            signal.signal(signal.SIGINT, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._is_ours:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._came = True
-        signal.default_int_handler(number, frame)
-
-    def check(self) -> None:
-        """Raise the KeyboardInterrupt that got lost, if one did."""
-        if self._came:
-            raise KeyboardInterrupt
-
-
 class _Download:
     """One run of `download`; the phases are its methods, in order."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        hub: Hub,
-        watch: Watch,
-        notify: Callable[[str], None],
-        interrupts: _Interrupts,
-    ) -> None:
-        self._interrupts = interrupts
+    def __init__(self, plan: Plan, hub: Hub, watch: Watch, notify: Callable[[str], None]) -> None:
         self._plan, self._hub, self._watch, self._notify = plan, hub, watch, notify
         self._folder, self._listing = plan.folder, plan.listing
         self._progress = Progress()
@@ -364,7 +323,6 @@ class _Download:
             try:
                 outcome = outcomes.get(timeout=_TICK_S)
             except queue.Empty:
-                self._interrupts.check()
                 self._watch(self._progress)
             else:
                 self._watch(self._progress)

@@ -44,6 +44,8 @@ def start(hub, tmp_path: Path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # Whoever starts the tests in the background ignores SIGINT, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         started.append(process)
         return process
@@ -238,7 +240,7 @@ def test_ctrl_c_ends_at_once_and_says_how_to_go_on(hub, start, folder):
     process = start(*DEBUG)
     wait_for(lambda: hub.count(where) > 0 and len(list(folder.glob("[!.]*/*/*"))) == 8)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert "kept: " in err
     assert "error: interrupted" in err

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
 import shutil
-import signal
-import threading
 from pathlib import Path
 
 import pytest
@@ -524,19 +521,3 @@ def test_a_record_that_cannot_be_read_is_none(hub, folder, fetch, text):
     fetch("other")
     assert hub.count("/cdn/") == before
     assert find_record(folder).partitions["other/m4_daily"].commit == hub.head
-
-
-def test_an_interrupt_that_python_let_fall_still_ends_the_download(hub, folder):
-    hub.fail(f"GET /cdn/{hub.head}/{SHARD}", after=500, held=threading.Event(), times=100)
-    before = signal.getsignal(signal.SIGINT)
-
-    def lose_it(_: object) -> None:
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-
-    client = Hub(DEFAULT_REPO, lambda _: None)
-    with client.session():
-        plan = make_plan(folder, client.list_files("main"), DEBUG)
-        with pytest.raises(KeyboardInterrupt):
-            download(plan, client, lose_it, lambda _: None)
-    assert signal.getsignal(signal.SIGINT) is before
