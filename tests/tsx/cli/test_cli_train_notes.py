@@ -7,17 +7,23 @@ as above" they stand in full.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import threading
+import warnings
 from pathlib import Path
 
 import pytest
 
+from registry.events import Metrics, Status
+from registry.sinks import ListSink
 from tsx.cli import run
 from tsx.cli.train_flags import FLAGS
-from tsx.config import to_plain
+from tsx.config import RunConfig, to_plain
 
 ASSET = Path(__file__).resolve().parents[2] / "assets" / "notes_commands.txt"
 COMMANDS = [shlex.split(line)[1:] for line in ASSET.read_text().splitlines()]
@@ -35,8 +41,8 @@ TOGETHER |= {"--dataset-path", "--ood-val-dataset-path"}
 @pytest.fixture
 def time300b(put_partition, tmp_path: Path) -> None:
     """Put a part of Time-300B where the notes' two downloads would."""
-    for name in ("energy/etth1", "web/wiki", "finance/exchange_rate"):
-        put_partition(tmp_path / "tsx-home" / "data" / "time300b" / name)
+    for seed, name in enumerate(("energy/etth1", "web/wiki", "finance/exchange_rate")):
+        put_partition(tmp_path / "tsx-home" / "data" / "time300b" / name, seed=10 * seed)
 
 
 @pytest.fixture
@@ -86,6 +92,33 @@ def test_every_flag_of_every_command_is_in_the_config(tsx, time300b, rehearsed, 
     assert plan.recipe == plan.name == "train"
     twice = {word for word in words if word.startswith("--") and words.count(word) > 1}
     assert all(f"{flag} is given 2 times" in done.err for flag in twice)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", TRAINING, ids=lambda words: " ".join(words)[-60:])
+def test_every_command_trains(tsx, time300b, rehearsed, tmp_path: Path, words) -> None:
+    """Shortened by appended flags; in this process, as the command's own would."""
+    if "--compile" in words and shutil.which("g++") is None:
+        pytest.skip("there is no C++ compiler for torch.compile")
+    assert tsx(*words, *SHORT, "--d-ff", "48", "--d-expert", "24", "--dry-run").status == 0
+    (plan,) = rehearsed
+    losses = train_here(plan.config, tmp_path)
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def train_here(config: RunConfig, tmp_path: Path) -> list[float]:
+    """Train a run without a process of its own; return the losses of its lines."""
+    from tsx.trainer.loop import train
+
+    sink = ListSink()
+    folder, home = tmp_path / "run", tmp_path / "tsx-home"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's compiler has its own
+        outcome = train(config, sink, folder=folder, home=home, stop=threading.Event())
+    assert outcome.status is Status.COMPLETED
+    lines = [event.values for event in sink.events if isinstance(event, Metrics)]
+    return [values["train/loss"] for values in lines if "train/loss" in values]
 
 
 def test_the_asset_holds_commands_of_every_kind() -> None:
