@@ -6,7 +6,6 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -150,12 +149,7 @@ class _ProgressView:
     def __enter__(self) -> _ProgressView:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -166,7 +160,9 @@ class _ProgressView:
             return
         if output.is_terminal(sys.stderr):
             if self._bar is None:
-                self._bar = _make_bar()
+                from rich.progress import TaskProgressColumn, TimeElapsedColumn
+
+                self._bar = output.make_bars(TaskProgressColumn(), TimeElapsedColumn())
                 self._bar.add_task("", total=1.0)
                 self._bar.start()
             self._bar.update(self._bar.task_ids[0], completed=share, description=output.clean(name))
@@ -177,27 +173,3 @@ class _ProgressView:
             left = (now - self._began) * (1 - share) / share if share else 0.0
             eta = f", eta {format_duration(left)}" if share else ""
             output.talk(f"inspecting {name}: {share:.0%}{eta}")
-
-
-def _make_bar() -> Progress:
-    """Return rich's progress bar: data set, bar, share, elapsed and remaining time."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-        console=Console(file=sys.stderr),
-        transient=True,
-    )

@@ -3,7 +3,7 @@
 stdout is data, stderr is talk. Text from runs, recipes and paths may be hostile: everything that
 goes through here has its escape codes and control characters made visible, and no text is ever
 read as markup. Color only on a terminal, and not under NO_COLOR. rich is imported only to draw a
-table on a terminal.
+table or a bar on a terminal.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 MAX_LINE = 20_000  # characters of one line of text; what follows is cut and counted
 MAX_CELL = 200  # characters of one table cell
@@ -224,6 +227,22 @@ def _show_control(match: re.Match[str]) -> str:
     if char == "\x1b":
         return "␛"
     return char.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def make_bars(*columns: ProgressColumn) -> Progress:
+    """Return rich's progress on stderr: description, bar, `columns`, remaining time."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        *columns,
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr),
+        transient=True,
+    )
 
 
 def _name_nonfinite(value: float) -> str:

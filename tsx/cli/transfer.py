@@ -122,7 +122,9 @@ class LiveTransferView(TransferView):
         if not progress.bytes_total:
             return
         if self._bars is None:
-            self._bars = _make_bars()
+            from rich.progress import DownloadColumn, TransferSpeedColumn
+
+            self._bars = output.make_bars(DownloadColumn(), TransferSpeedColumn())
             self._task = self._bars.add_task("")
             self._bars.start()
         files = f"{progress.phase} {progress.files_done} of {progress.files_total} files"
@@ -137,27 +139,3 @@ class LiveTransferView(TransferView):
 def make_view() -> TransferView:
     """Return the view that fits where stderr goes."""
     return LiveTransferView() if output.is_terminal(sys.stderr) else TransferView()
-
-
-def _make_bars() -> Bars:
-    """Return rich's progress bar: files, bar, bytes, speed, remaining time."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-        console=Console(file=sys.stderr),
-        transient=True,
-    )

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 from tsx.data.hub import RemoteFile
 from tsx.data.record import FOLDER, Digest
@@ -73,12 +72,7 @@ class Part:
             self._digest.read(self._path, lambda _: self._progress.move(0))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def write(self, chunk: bytes) -> int:
