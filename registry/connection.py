@@ -284,6 +284,8 @@ def _create(connection: Connection, url: URL) -> None:
         raise corrupt(url, "is a database of another program")
     schema.metadata.create_all(connection)
     schema.alembic_metadata.create_all(connection)
+    for name, query in schema.VIEWS.items():
+        connection.exec_driver_sql(f"CREATE VIEW {name} AS {query}")
     connection.execute(schema.alembic_version.insert(), {"version_num": schema.REVISION})
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql(f"PRAGMA application_id = {schema.APPLICATION_ID}")

@@ -74,7 +74,7 @@ class CurveWriter:
         """Write what was taken and bring the summaries up to it."""
         if not self._points:
             return
-        ids = self._get_key_ids({point[0] for point in self._points})
+        ids = self.get_key_ids({point[0] for point in self._points})
         changed = self._load_summaries(set(ids.values()))
         rows = []
         for name, seq, step, value, flag, time_ms in self._points:
@@ -112,8 +112,8 @@ class CurveWriter:
         if fresh:
             self._save_summaries(fresh)
 
-    def _get_key_ids(self, names: set[str]) -> dict[str, int]:
-        """Return the id of every key, new ones made."""
+    def get_key_ids(self, names: set[str]) -> dict[str, int]:
+        """Return the id of every key; new ones are made."""
         ids = self._find_key_ids(names)
         missing = sorted(names - ids.keys())
         if missing:

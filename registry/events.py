@@ -5,8 +5,9 @@ Steps count optimizer steps that are done (the first is 1; 0 is "before training
 seconds since the epoch. A field is only ever added, with a default: old journals stay readable.
 
 Order in a journal: RunStarted (by the launcher, before the process exists), RunPrepared (by the
-trainer, when model and data stand), then Metrics, Finding, Artifact, Heartbeat in any order,
-Output and RunEnded last. A resumed run continues the same journal with RunResumed.
+trainer, when model and data stand), then Metrics, Histogram, Finding, Artifact, Heartbeat in any
+order, Output and RunEnded last. A resumed run continues the same journal with RunResumed; Edited
+and Removed come from a user's command, at any time, after the end too.
 """
 
 from __future__ import annotations
@@ -43,11 +44,18 @@ class _Record(Struct, frozen=True, kw_only=True, tag_field="type"):
     time: float  # UTC seconds since the epoch
 
 
+class _Said(_Record, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of what a recorded program may say of itself; see docs/events.md."""
+
+    inbox_end: int = 0  # bytes of the run's inbox up to behind this; 0 where it came another way
+
+
 class RunStarted(_Record, frozen=True, tag="run_started"):
     """A run exists: who asked for it, with what, from which code. Emitted by the launcher."""
 
     run_id: str
     name: str
+    project: str = ""  # what a user's own runs are grouped by
     recipe: str = ""
     tags: tuple[str, ...] = ()
     note: str = ""
@@ -102,14 +110,14 @@ class RunResumed(_Record, frozen=True, tag="run_resumed"):
     fingerprint: str = ""
 
 
-class Metrics(_Record, frozen=True, tag="metrics"):
+class Metrics(_Said, frozen=True, kw_only=True, tag="metrics"):
     """Values of one step. Values may be non-finite; keys are "train/loss", "val/mse_h8", ..."""
 
     step: int
     values: dict[str, float]
 
 
-class Finding(_Record, frozen=True, tag="finding"):
+class Finding(_Said, frozen=True, kw_only=True, tag="finding"):
     """A fault or remark: what, where and why. Equal (kind, module, op, where, cause) count up."""
 
     kind: str  # "nan-origin", "config-lint", ...
@@ -125,7 +133,7 @@ class Finding(_Record, frozen=True, tag="finding"):
     count: int = 1
 
 
-class Artifact(_Record, frozen=True, tag="artifact"):
+class Artifact(_Said, frozen=True, kw_only=True, tag="artifact"):
     """A file the run wrote. `path` is relative to the run's folder."""
 
     kind: str  # "checkpoint", "trace", "batch"
@@ -133,6 +141,30 @@ class Artifact(_Record, frozen=True, tag="artifact"):
     step: int = 0
     size_bytes: int = 0
     metadata: dict[str, Any] = {}  # for a checkpoint: {"best": bool, "val_loss": float}
+
+
+class Histogram(_Said, frozen=True, kw_only=True, tag="histogram"):
+    """How the values of an array were spread at one step."""
+
+    step: int
+    key: str
+    edges: tuple[float, ...]  # rising, finite, one more than counts; empty when no value is finite
+    counts: tuple[int, ...]  # values in [edge, next edge); the last bin holds its right edge too
+    nonfinite_count: int = 0  # values that are in no bin
+
+
+class Removed(_Record, frozen=True, tag="removed"):
+    """A file that the run wrote was deleted to make room; `path` is an Artifact's."""
+
+    path: str
+
+
+class Edited(_Record, frozen=True, tag="edited"):
+    """The user renamed, tagged or annotated the run; None leaves as it is."""
+
+    name: str | None = None
+    note: str | None = None
+    tags: tuple[str, ...] | None = None
 
 
 class Heartbeat(_Record, frozen=True, tag="heartbeat"):
@@ -163,8 +195,11 @@ Event = (
     | RunPrepared
     | RunResumed
     | Metrics
+    | Histogram
     | Finding
     | Artifact
+    | Removed
+    | Edited
     | Heartbeat
     | Output
     | RunEnded

@@ -19,11 +19,14 @@ from registry.codec import LineError, from_json, to_json
 from registry.curves import CurveWriter, clean, insert, upsert
 from registry.events import (
     Artifact,
+    Edited,
     Event,
     Finding,
     Heartbeat,
+    Histogram,
     Metrics,
     Output,
+    Removed,
     RunEnded,
     RunPrepared,
     RunResumed,
@@ -31,7 +34,7 @@ from registry.events import (
     Status,
 )
 from registry.journal import JOURNAL_NAME, Line, decode_line, iter_lines
-from registry.schema import artifacts, findings, outputs, resumes, runs, tags
+from registry.schema import artifacts, findings, histograms, outputs, resumes, runs, tags
 
 _BATCH_LINES = 2000  # of one transaction: other writers wait for its end
 _BATCH_BYTES = 4 * 1024 * 1024
@@ -113,9 +116,19 @@ def _find_run(connection: Connection, run_id: str) -> RowMapping | None:
 
 def _add_run(connection: Connection, folder: Path, *, created: float) -> None:
     """Insert a run of which only the folder is known; its first event tells the rest."""
-    texts = ("recipe", "reason", "note", "parent", "device", "precision", "data_source", "host")
+    texts = (
+        "project",
+        "recipe",
+        "reason",
+        "note",
+        "parent",
+        "device",
+        "precision",
+        "data_source",
+        "host",
+    )
     values: dict[str, Any] = dict.fromkeys(texts, "")
-    values |= dict.fromkeys(("step", "steps", "seed", "pid"), 0)
+    values |= dict.fromkeys(("step", "steps", "seed", "pid"), 0) | {"data_source": ""}
     values |= dict.fromkeys(("journal_offset", "journal_lines", "bad_lines", "rewinds"), 0)
     values |= {"id": folder.name, "name": folder.name, "status": Status.RUNNING.value}
     values |= {"created": created, "heartbeat": created, "smoke": False, "presumed": False}
@@ -133,8 +146,6 @@ class RunFold:
         self._run: int = row["key"]
         self._curves = CurveWriter(connection, self._run)
         self._findings: dict[str, dict[str, Any]] = {}
-        if row["presumed"]:
-            self._row |= {"status": "running", "reason": "", "ended": None, "presumed": False}
 
     def take(self, event: Event | None) -> None:
         """Apply one line of the journal; None is a line that is no event."""
@@ -142,7 +153,8 @@ class RunFold:
         if event is None:
             self._row["bad_lines"] += 1
             return
-        self._row["heartbeat"] = max(self._row["heartbeat"], event.time)
+        if type(event) is not Edited and type(event) is not Removed:  # those come from a user
+            self._show_life(event.time)
         self._apply(event)
 
     def take_carefully(self, event: Event | None) -> None:
@@ -175,6 +187,12 @@ class RunFold:
             self._connection.execute(update(runs).where(runs.c.key == self._run).values(changes))
             self._stored = dict(self._row)
 
+    def _show_life(self, when: float) -> None:
+        """Note a sign of life; a run that was only presumed dead is running after all."""
+        self._row["heartbeat"] = max(self._row["heartbeat"], when)
+        if self._row["presumed"]:
+            self._row |= {"status": "running", "reason": "", "ended": None, "presumed": False}
+
     def _apply(self, event: Event) -> None:
         """Apply one event."""
         match event:
@@ -184,10 +202,16 @@ class RunFold:
                 self._reach(event.step)
             case Heartbeat():
                 self._reach(event.step)
+            case Histogram():
+                self._add_histogram(event)
             case Finding():
                 self._add_finding(event)
             case Artifact():
                 self._add_artifact(event)
+            case Removed():
+                self._remove_artifact(event)
+            case Edited():
+                self._edit(event)
             case Output():
                 self._set_output(event)
             case RunStarted():
@@ -198,6 +222,16 @@ class RunFold:
                 self._resume(event)
             case RunEnded():
                 self._end(event)
+
+    def _add_histogram(self, event: Histogram) -> None:
+        """Record how values were spread."""
+        (key,) = self._curves.get_key_ids({clean(event.key)}).values()
+        row = {"run": self._run, "key": key, "seq": self._row["journal_lines"]}
+        row |= {"step": event.step, "nonfinite_count": event.nonfinite_count}
+        row |= {"edges": to_json(event.edges), "counts": to_json(event.counts)}
+        row["time_ms"] = self._since_created_ms(event.time)
+        self._connection.execute(histograms.insert(), row)
+        self._reach(event.step)
 
     def _reach(self, step: int) -> None:
         """Note that the run has come to a step."""
@@ -210,19 +244,13 @@ class RunFold:
 
     def _start(self, event: RunStarted) -> None:
         """Take over what the launcher knows."""
-        self._set_texts(event, ("recipe", "note", "parent", "host"))
+        self._set_texts(event, ("project", "recipe", "note", "parent", "host"))
         self._row |= {"name": clean(event.name) or self._row["id"], "status": "running"}
         self._row |= {"seed": event.seed, "smoke": event.smoke, "steps": event.steps}
         self._row |= {"pid": event.pid, "config": clean(to_json(event.config))}
         names = ("fingerprint", "command", "cwd", "git_commit", "git_branch", "git_diff")
         self._extend_environment(event, (*names, "host", "versions", "pid"))
-        self._connection.execute(delete(tags).where(tags.c.run == self._run))
-        given = [
-            {"run": self._run, "position": position, "tag": clean(tag)}
-            for position, tag in enumerate(dict.fromkeys(event.tags))
-        ]
-        if given:
-            self._connection.execute(tags.insert(), given)
+        self._set_tags(event.tags)
 
     def _prepare(self, event: RunPrepared) -> None:
         """Take over what the trainer knows."""
@@ -236,6 +264,11 @@ class RunFold:
         """Cut the curves back to the checkpoint and let the run go on."""
         seq = self._row["journal_lines"]
         self._curves.rewind(event.from_step)
+        self._connection.execute(
+            delete(histograms).where(
+                histograms.c.run == self._run, histograms.c.step > event.from_step
+            )
+        )
         self._row |= {"status": "running", "reason": "", "ended": None}
         self._row |= {"step": event.from_step, "steps": event.steps, "pid": 0}
         self._row["rewinds"] += 1
@@ -275,6 +308,33 @@ class RunFold:
         row["metadata"] = clean(to_json(event.metadata))
         replaced = tuple(name for name in row if name not in ("run", "digest"))
         upsert(self._connection, artifacts, [row], replaced=replaced)
+
+    def _remove_artifact(self, event: Removed) -> None:
+        """Note on a file's row that it was deleted and when; the row stays."""
+        where = (artifacts.c.run == self._run, artifacts.c.digest == _digest(event.path))
+        held = self._connection.execute(select(artifacts.c.metadata).where(*where)).scalar()
+        if held is not None:
+            metadata = to_json(from_json(held) | {"removed": event.time})
+            self._connection.execute(update(artifacts).where(*where).values(metadata=metadata))
+
+    def _edit(self, event: Edited) -> None:
+        """Take over what the user says of the run now."""
+        if event.name is not None:
+            self._row["name"] = clean(event.name) or self._row["id"]
+        if event.note is not None:
+            self._row["note"] = clean(event.note)
+        if event.tags is not None:
+            self._set_tags(event.tags)
+
+    def _set_tags(self, given: tuple[str, ...]) -> None:
+        """Replace the tags of the run."""
+        self._connection.execute(delete(tags).where(tags.c.run == self._run))
+        rows = [
+            {"run": self._run, "position": position, "tag": clean(tag)}
+            for position, tag in enumerate(dict.fromkeys(given))
+        ]
+        if rows:
+            self._connection.execute(tags.insert(), rows)
 
     def _set_output(self, event: Output) -> None:
         """Record what a stream said; the newest capture holds the older ones."""

@@ -34,7 +34,7 @@ from registry.views import (
 
 _LISTED = (
     *("id", "name", "recipe", "status", "reason", "created", "ended", "step", "steps"),
-    *("parent", "note", "seed", "smoke", "device", "precision", "data_source", "host"),
+    *("parent", "note", "seed", "smoke", "device", "precision", "data_source", "host", "project"),
 )
 
 

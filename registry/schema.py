@@ -24,8 +24,11 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0001"  # Alembic's head; revisions are numbered, so that older and newer can be told
+REVISION = "0002"  # Alembic's head; revisions are numbered, so that older and newer can be told
 APPLICATION_ID = 0x74737872  # "tsxr" in the header of the SQLite file
+
+BUCKET = 16  # points of a curve that one rollup of level 1 sums up
+FANOUT = 4  # rollups of one level that one of the next sums up
 
 FINITE, NAN, POSITIVE_INFINITY, NEGATIVE_INFINITY = range(4)  # metrics.flag, summaries.last_flag
 
@@ -76,11 +79,13 @@ runs = Table(
     Column("bad_lines", BigInteger, nullable=False),  # of these, lines that were not events
     Column("rewinds", Integer, nullable=False),  # times a resume has cut the curves
     Column("presumed", Boolean, nullable=False),  # `killed` is a guess; the next event undoes it
+    Column("project", Text, nullable=False, server_default=""),  # group of a user's own runs
     PrimaryKeyConstraint("key", name="runs_pk"),
     UniqueConstraint("id", name="runs_id_unique"),
 )
 Index("runs_by_created", runs.c.created)
 Index("runs_by_status", runs.c.status)
+Index("runs_by_project", runs.c.project)
 
 tags = Table(
     "tags",
@@ -113,6 +118,42 @@ metrics = Table(
     Column("time_ms", BigInteger, nullable=False),  # milliseconds after runs.created
     PrimaryKeyConstraint("run", "key", "seq", name="metrics_pk"),
     sqlite_with_rowid=False,
+)
+
+rollups = Table(
+    "rollups",
+    metadata,
+    _run_column(),
+    Column("key", Integer, nullable=False),  # metric_keys.id
+    Column("level", SmallInteger, nullable=False),  # sums up BUCKET * FANOUT ** (level - 1) points
+    Column("seq", BigInteger, nullable=False),  # metrics.seq of the last of these points
+    Column("min", Double),  # over finite values; NULL when there are none
+    Column("min_step", BigInteger, nullable=False),  # first step that reached it
+    Column("min_ms", BigInteger, nullable=False),  # metrics.time_ms of that point
+    Column("max", Double),  # over finite values; NULL when there are none
+    Column("max_step", BigInteger, nullable=False),  # first step that reached it
+    Column("max_ms", BigInteger, nullable=False),  # metrics.time_ms of that point
+    Column("odd_flag", SmallInteger, nullable=False),  # of the first non-finite point; 0: none
+    Column("odd_step", BigInteger, nullable=False),  # its step
+    Column("odd_ms", BigInteger, nullable=False),  # its metrics.time_ms
+    Column("odd_count", Integer, nullable=False),  # non-finite points
+    Column("last_step", BigInteger, nullable=False),  # largest step of these points
+    PrimaryKeyConstraint("run", "key", "level", "seq", name="rollups_pk"),
+    sqlite_with_rowid=False,
+)
+
+histograms = Table(
+    "histograms",
+    metadata,
+    _run_column(),
+    Column("key", Integer, nullable=False),  # metric_keys.id
+    Column("seq", BigInteger, nullable=False),  # line of the journal, from 1
+    Column("step", BigInteger, nullable=False),  # optimizer steps done
+    Column("edges", Text, nullable=False),  # JSON array, rising; unit by key
+    Column("counts", Text, nullable=False),  # JSON array, values per bin
+    Column("nonfinite_count", BigInteger, nullable=False),  # values in no bin
+    Column("time_ms", BigInteger, nullable=False),  # milliseconds after runs.created
+    PrimaryKeyConstraint("run", "key", "seq", name="histograms_pk"),
 )
 
 summaries = Table(
@@ -190,3 +231,22 @@ resumes = Table(
     Column("command", Text, nullable=False),  # JSON array, the command line
     PrimaryKeyConstraint("run", "seq", name="resumes_pk"),
 )
+
+VIEWS = {  # for people who ask in SQL: names in place of numbers
+    "points": """
+        SELECT runs.id AS run, runs.name AS name, metric_keys.key AS key, metrics.step AS step,
+            metrics.value AS value, metrics.flag AS flag,
+            runs.created + metrics.time_ms / 1000.0 AS time
+        FROM metrics JOIN runs ON runs.key = metrics.run
+        JOIN metric_keys ON metric_keys.id = metrics.key
+    """,
+    "curves": """
+        SELECT runs.id AS run, runs.name AS name, metric_keys.key AS key,
+            summaries.last AS last, summaries.last_step AS last_step,
+            summaries.min AS min, summaries.min_step AS min_step,
+            summaries.max AS max, summaries.max_step AS max_step,
+            summaries.count AS count, summaries.nonfinite_count AS nonfinite_count
+        FROM summaries JOIN runs ON runs.key = summaries.run
+        JOIN metric_keys ON metric_keys.id = summaries.key
+    """,
+}

@@ -34,6 +34,7 @@ class RunRow:
     precision: str
     data_source: str
     host: str
+    project: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -63,6 +64,18 @@ class Series:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramRow:
+    """How values were spread at one step; see registry.events.Histogram for the fields."""
+
+    key: str
+    step: int
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    nonfinite_count: int
+    time: float
 
 
 @dataclass(frozen=True, slots=True)
