@@ -6,6 +6,7 @@ made inert here (`clean`), so nobody downstream meets an escape code.
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -33,6 +34,7 @@ _SEVERITY_GLYPHS = {"info": "·", "warning": "▲", "error": "✗"}
 _COLUMNS = (("last", 11), ("best", 11), ("at step", 9), ("min", 11), ("max", 11), ("points", 8))
 _BAR = 24  # cells of the progress bar
 _MAX_TEXT = 2000  # characters of one cause or fix
+_MAX_COMMAND = 4000  # characters of the command line
 _MAX_KERNELS = 20  # operations listed of a trace
 
 
@@ -131,17 +133,18 @@ def list_config_lines(config: Mapping[str, Any]) -> list[Line]:
 
 
 def list_environment_lines(environment: Mapping[str, Any]) -> list[Line]:
-    """Return what the run ran on and with, one fact a line; a long one is cut."""
+    """Return what the run ran on and with, one fact a line; a long one is cut.
+
+    The command is whole and quoted for a shell, to be run again.
+    """
     lines = []
     for path, value in flatten(environment).items():
         if value in ("", None, 0, [], {}) or path == "git_diff":
             continue
-        text = " ".join(value) if path == "command" and _is_words(value) else show_value(value)
-        lines.append(
-            Line(
-                (Piece(pad(clean(path), 22) + " ", "muted"), Piece(clean(text, limit=300), "text"))
-            )
-        )
+        is_command = path == "command" and _is_words(value)
+        text = shlex.join(value) if is_command else show_value(value)
+        shown = clean(text, limit=_MAX_COMMAND if is_command else 300)
+        lines.append(Line((Piece(pad(clean(path), 22) + " ", "muted"), Piece(shown, "text"))))
     diff = environment.get("git_diff")
     if isinstance(diff, str) and diff:
         count = f"{len(diff.splitlines())} lines, not committed"

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from registry.queries import Reader
     from registry.views import RunDetail
 
-# Short, so that a row is whole on a screen of 80 cells; memory is in GiB.
-_RIGHT = ("step ms", "tokens/s", "points/s", "MFU %", "peak", "predicted")
+# Short, so that a row is whole on a screen of 80 cells; the prediction is in GiB too.
+_RIGHT = ("step ms", "tokens/s", "points/s", "MFU %", "peak GiB", "predicted")
 
 
 @dataclass(frozen=True, slots=True)

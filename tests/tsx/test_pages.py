@@ -1,13 +1,14 @@
-"""The files of a run as lines: a trace and what is below it."""
+"""A run as lines: its files, its command."""
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pytest
 
 from registry.views import ArtifactRow
-from tsx.pages import list_artifact_lines
+from tsx.pages import list_artifact_lines, list_environment_lines
 
 
 def show(kernels: Any) -> list[str]:
@@ -40,3 +41,11 @@ def test_names_are_made_inert() -> None:
     assert "\x1b" not in line
     assert "\n" not in line
     assert len(line) < 150
+
+
+def test_a_long_command_is_whole_and_can_be_run_again() -> None:
+    words = ["tsx", "train", *(f"--set=a{n}=[1, 2]" for n in range(100)), "it's"]
+    (line,) = list_environment_lines({"command": words})
+    shown = "".join(piece.text for piece in line.left)
+    assert shown.startswith("command ")
+    assert shlex.split(shown) == ["command", *words]
