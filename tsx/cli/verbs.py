@@ -1,9 +1,10 @@
 """The table of verbs, and the group that loads a verb's module only when that verb is used.
 
 A verb's module holds a function `command` (its signature is the command line, its docstring the
-help) or, for a verb with verbs of its own, a `typer.Typer` named `app`. The function returns None
-or its exit status and raises what the boundary in `tsx.cli.main` explains. At module level a
-verb imports only typer and the standard library; everything else inside the function's body.
+help) or, for a verb with verbs of its own, a `typer.Typer` named `app`, and `EXAMPLES` where its
+help is to end with some. The function returns None or its exit status and raises what the
+boundary in `tsx.cli.main` explains. At module level a verb imports only typer and the standard
+library; everything else inside the function's body.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ VERBS = (
     Verb("metrics", "Print one curve of a run.", "Read"),
     Verb("compare", "Compare runs: config, metrics and curves.", "Read"),
     Verb("dashboard", "Watch and compare runs in the terminal.", "Read"),
+    Verb("tag", "Put tags on a run, or take them off.", "Keep"),
+    Verb("note", "Say something about a run.", "Keep"),
+    Verb("rename", "Give a run another name.", "Keep"),
     Verb("registry", "Look after the registry of runs.", "Keep"),
     Verb("env", "Show versions, devices and paths, for bug reports.", "Keep"),
 )
@@ -71,7 +75,21 @@ def _process_value(param: Any, coerce: Callable[..., Any], ctx: Any, value: Any)
     return value if param.callback is None else param.callback(ctx, param, value)
 
 
-class VerbCommand(_TrustDefaults, TyperCommand):
+class _Exemplified:
+    """A command whose help ends with command lines to type."""
+
+    examples: tuple[str, ...] = ()
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the examples, a line each."""
+        del ctx
+        if self.examples:
+            with formatter.section("Examples"):
+                for line in self.examples:
+                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+class VerbCommand(_Exemplified, _TrustDefaults, TyperCommand):
     """A command that says so when a flag is given twice: the last one wins."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -103,7 +121,7 @@ class VerbCommand(_TrustDefaults, TyperCommand):
                 formatter.write_dl(rows)
 
 
-class _Group(_TrustDefaults, TyperGroup):
+class _Group(_Exemplified, _TrustDefaults, TyperGroup):
     """A verb with verbs of its own."""
 
 
@@ -149,6 +167,7 @@ def load_verb(name: str) -> Any:
         info.cls = VerbCommand
     verb.info.cls = _Group
     verb.rich_markup_mode = None  # plain help: rich would double the start
-    command = build_group(verb) if is_group else build_command(verb)
+    command: Any = build_group(verb) if is_group else build_command(verb)
     command.name = name
+    command.examples = getattr(module, "EXAMPLES", ())
     return command
