@@ -7,6 +7,7 @@ cgroup went up, or the process had grown to most of the machine's memory. Otherw
 from __future__ import annotations
 
 import signal
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,17 @@ def explain_exit(
     if name in {"SIGTERM", "SIGINT", "SIGHUP"}:
         return _ending(Status.INTERRUPTED, f"{name} before training could answer it")
     return _ending(Status.FAILED, f"the process crashed with {name}; the trace is in stderr.log")
+
+
+def describe_error(error: BaseException) -> str:
+    """Return one line for an error that nobody foresaw: type, message and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an error of the user's own may not be able to say anything
+        text = "(its message cannot be shown)"
+    return f"{type(error).__name__}: {text}{place}" if text else type(error).__name__ + place
 
 
 def count_oom_kills() -> int:

@@ -7,11 +7,10 @@ registry has.
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -26,7 +25,8 @@ from registry.liveness import LockHeld, RunLock
 from registry.store import Recorder
 from tsx import config as configs
 from tsx.config import RunConfig
-from tsx.errors import ConfigError, Exit, RegistryError, TsxError
+from tsx.errors import Exit, TsxError
+from tsx.launch.begin import begin_run, lock_run
 from tsx.launch.exit_reason import Ending
 from tsx.launch.plan import RunPlan
 from tsx.launch.process import TrainingProcess
@@ -103,7 +103,7 @@ class Supervisor:
                 the run is left as it was.
         """
         folder = self._home / "runs" / run_id
-        lock = _lock(folder, run_id)
+        lock = lock_run(folder, run_id)
         start = _size(folder / "events.jsonl")
         order = self._order(config, folder, lock)
         order = msgspec.structs.replace(order, resume=True, command=command)
@@ -142,27 +142,9 @@ class Supervisor:
             self._process.send(self._signal)
 
     def _record_start(self, folder: Path, plan: RunPlan, provenance: Provenance) -> RunLock:
-        """Make the run's folder and first line; a registry that refuses leaves no trace.
-
-        Raises:
-            StoreError: folder or registry cannot be written.
-        """
-        try:
-            folder.mkdir(parents=True)
-            lock = _lock(folder, plan.run_id)
-        except OSError as error:
-            raise RegistryError(
-                f"cannot make the run's folder {folder}: {error.strerror}",
-                next_command="TSX_HOME=/a/folder/with/room tsx run ...",
-            ) from error
-        try:
-            with closing(Recorder(folder, self._url)) as recorder:
-                recorder.emit(_run_started(plan, provenance))
-        except BaseException:
-            lock.release()
-            with suppress(OSError):
-                shutil.rmtree(folder)
-            raise
+        """Make the run's folder and first line; return its lock, for the child to take over."""
+        lock, recorder = begin_run(folder, self._url, _run_started(plan, provenance))
+        recorder.close()
         return lock
 
     def _order(self, config: RunConfig, folder: Path, lock: RunLock) -> Order:
@@ -243,21 +225,6 @@ class Supervisor:
         if self._process is not None:
             again = self._stopping > 1 and number == signal.SIGINT
             self._process.send(signal.SIGKILL if again else self._signal)
-
-
-def _lock(folder: Path, run_id: str) -> RunLock:
-    """Take the run's lock or say that it is still going."""
-    try:
-        return RunLock.acquire(folder)
-    except LockHeld:
-        raise ConfigError(
-            f"run {run_id} is still going", next_command=f"tsx show {run_id}"
-        ) from None
-    except OSError as error:
-        raise RegistryError(
-            f"run {run_id} cannot be locked: {folder}: {error.strerror}",
-            next_command="make its folder writable, or set TSX_HOME to the one that holds it",
-        ) from error
 
 
 def _record_end(folder: Path, url: str, ending: Ending) -> None:

@@ -31,7 +31,7 @@ from registry.store import Recorder
 from tsx import config as configs
 from tsx.errors import Diverged, Exit, OutOfMemory, TsxError
 from tsx.launch.capture import redirect, seal
-from tsx.launch.exit_reason import EXIT_OF_STATUS, Ending
+from tsx.launch.exit_reason import EXIT_OF_STATUS, Ending, describe_error
 
 REASON_CHARS = 4000  # far below what a pipe holds, so that writing it never waits
 
@@ -196,12 +196,10 @@ def _train(order: Order, sink: EventSink, stop: StopRequest) -> Ending:
 
 def _failure(status: Status, error: BaseException) -> Ending:
     """Say in one line what happened and, for an error nobody foresaw, where."""
-    text = " ".join(str(error).split())
     if not isinstance(error, TsxError):
-        frames = traceback.extract_tb(error.__traceback__)
-        place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-        text = f"{type(error).__name__}: {text}{place}"
-    elif error.next_command:
+        return Ending(status, describe_error(error), EXIT_OF_STATUS[status])
+    text = " ".join(str(error).split())
+    if error.next_command:
         text = f"{text}; next: {error.next_command}"
     return Ending(status, text, EXIT_OF_STATUS[status])
 
