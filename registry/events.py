@@ -108,6 +108,7 @@ class RunResumed(_Record, frozen=True, tag="run_resumed"):
     command: tuple[str, ...] = ()
     config: dict[str, Any] = {}
     fingerprint: str = ""
+    pid: int = 0  # of the process that goes on; 0 where RunPrepared tells it
 
 
 class Metrics(_Said, frozen=True, kw_only=True, tag="metrics"):

@@ -270,7 +270,7 @@ class RunFold:
             )
         )
         self._row |= {"status": "running", "reason": "", "ended": None}
-        self._row |= {"step": event.from_step, "steps": event.steps, "pid": 0}
+        self._row |= {"step": event.from_step, "steps": event.steps, "pid": event.pid}
         self._row["rewinds"] += 1
         if event.config:
             self._row["config"] = clean(to_json(event.config))

@@ -6,6 +6,7 @@
     |-- DataError           exit 2   series that cannot be read as the run needs them
     |-- RegistryError       exit 3   the registry is locked, newer, corrupt, unreachable
     |-- RunNotFound         exit 1   no run of that id, prefix, name or position
+    |-- RunClosed           exit 1   the Python API without a run, or after its end
     |-- Diverged            exit 4   the loss or a gradient is not finite
     `-- OutOfMemory         exit 5   the device or the host ran out of memory
 
@@ -28,6 +29,8 @@ class Exit(IntEnum):
     REGISTRY = 3
     DIVERGED = 4
     OUT_OF_MEMORY = 5
+    NOT_EXECUTABLE = 126  # `tsx exec`, as a shell has it; otherwise it exits as its program did
+    NOT_FOUND = 127
     INTERRUPTED = 130
     KILLED = 137
 
@@ -67,6 +70,10 @@ class RegistryError(TsxError):
 
 class RunNotFound(TsxError):
     """No run answers to that id, prefix, name or position."""
+
+
+class RunClosed(TsxError, RuntimeError):
+    """`tsx.log` and its like were called without a run, or after it was finished."""
 
 
 class Diverged(TsxError):
