@@ -27,8 +27,9 @@ _MAX_KEY_CHARS = 500
 _MAX_TIME_S = 1e11  # the year 5138; more is a time in milliseconds
 
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-# What printf makes of the same values in C, awk and bash.
+# How C, awk, Julia and bc print what JSON spells otherwise: nan, -inf, .5
 _PRINTED = re.compile(r"(?<=[:,\[\s])(-?)(nan|inf(?:inity)?)(?=\s*[,}\]])", re.IGNORECASE)
+_BARE_FRACTION = re.compile(r"(?<=[:,\[\s])(-?)\.(?=\d)")
 _KINDS: dict[str, type[Finding | Artifact | Histogram]] = {
     "finding": Finding,
     "artifact": Artifact,
@@ -81,7 +82,7 @@ def decode_inbox_line(
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    """Return the object of a line; NaN and infinity are taken in every common spelling."""
+    """Return the object of a line, with numbers as other languages print them too."""
     try:
         text = line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -90,7 +91,7 @@ def _parse(line: bytes) -> dict[str, Any]:
         try:
             raw = json.loads(text)
         except json.JSONDecodeError:
-            mended = _PRINTED.sub(_respell, text)
+            mended = _BARE_FRACTION.sub(r"\g<1>0.", _PRINTED.sub(_respell, text))
             if mended == text:
                 raise
             raw = json.loads(mended)

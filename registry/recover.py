@@ -23,6 +23,7 @@ from registry.connection import DEFAULT_TIMEOUT_S, open_engine, parse_url
 from registry.errors import StoreError, StoreLocked, StoreNewer, StoreUnavailable
 from registry.events import RunEnded, Status
 from registry.faults import explained, get_path, is_sqlite, list_writers, locked, show
+from registry.inbox_reader import iter_left
 from registry.journal import JOURNAL_NAME, JournalWriter, iter_lines
 from registry.link import Link
 from registry.liveness import LockHeld, RunLock, is_alive, is_locked, seems_alive
@@ -231,19 +232,26 @@ def _read_run(engine: Engine, run_id: str) -> RowMapping | None:
 
 
 def _end(folder: Path, row: RowMapping) -> bool:
-    """Append what the process said and RunEnded(killed); False where the disk refuses."""
+    """Append what the process said and RunEnded(killed); False where the disk refuses.
+
+    What a recorded program had left in its inbox comes first: it outlives the one who recorded it.
+    """
+    when, step = row["heartbeat"], row["step"]
     try:
         writer = JournalWriter(folder / JOURNAL_NAME)
         try:
+            for event in iter_left(folder):
+                writer.append(event)
+                when, step = max(when, event.time), max(step, getattr(event, "step", 0))
             for output in read_output(folder):
                 writer.append(output)
             writer.append(
                 RunEnded(
-                    time=row["heartbeat"],
+                    time=when,
                     status=Status.KILLED,
-                    reason=_explain(row),
+                    reason=_explain(row["pid"], step),
                     exit_code=_EXIT_KILLED,
-                    step=row["step"],
+                    step=step,
                 )
             )
         finally:
@@ -253,20 +261,17 @@ def _end(folder: Path, row: RowMapping) -> bool:
     return writer.lost == 0
 
 
-def _explain(row: RowMapping) -> str:
+def _explain(pid: int, step: int) -> str:
     """Return one line that says how a run without an end has ended."""
-    if row["pid"] <= 0:
-        return (
-            "its process is gone (killed, or the machine stopped) before it trained, "
-            f"at step {row['step']}"
-        )
-    return f"process {row['pid']} is gone (killed, or the machine stopped) after step {row['step']}"
+    if pid <= 0:
+        return f"its process is gone (killed, or the machine stopped) before it trained, at step {step}"
+    return f"process {pid} is gone (killed, or the machine stopped) after step {step}"
 
 
 def _presume(engine: Engine, row: RowMapping) -> bool:
     """Mark a run killed in the database alone; its next event, if one comes, undoes that."""
     remote = row["host"] and row["host"] != socket.gethostname()
-    reason = f"no sign of life from {row['host']}" if remote else _explain(row)
+    reason = f"no sign of life from {row['host']}" if remote else _explain(row["pid"], row["step"])
     changes = {"status": "killed", "presumed": True, "reason": reason, "ended": row["heartbeat"]}
     with explained(engine.url), engine.begin() as connection:
         result = connection.execute(

@@ -34,6 +34,7 @@ class Verb(NamedTuple):
 VERBS = (
     Verb("run", "Train a recipe and record every line of it.", "Train"),
     Verb("train", "Train as the research notes' command line says.", "Train"),
+    Verb("exec", "Run any program and record it.", "Train"),
     Verb("resume", "Go on with a run from its last checkpoint.", "Train"),
     Verb("recipes", "List, show and validate recipes.", "Train"),
     Verb("data", "Inspect and download series.", "Train"),

@@ -22,22 +22,14 @@ from tsx.launch.exit_reason import Ending, count_oom_kills, explain_exit
 from tsx.launch.worker import Order, Report
 
 
-class TrainingProcess:
-    """A running worker. `poll` looks at it; `ending` is there once it has exited."""
+class Child:
+    """A child process, whoever starts it: `poll` looks at it and `explain` says how it ended."""
 
-    def __init__(self, order: Order, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self) -> None:
+        self.pid = 0
+        self.returncode: int | None = None
         self._oom_kills_before = count_oom_kills()
         self._usage_kib = 0
-        with (folder / "stdout.log").open("ab") as out, (folder / "stderr.log").open("ab") as err:
-            self._report_fd, write_end = os.pipe()
-            try:
-                order = msgspec.structs.replace(order, report_fd=write_end)
-                self._process = _spawn(order, out, err)
-            finally:
-                os.close(write_end)
-        self.pid = self._process.pid
-        self.returncode: int | None = None
 
     def poll(self) -> bool:
         """Return whether the process has exited, collecting its status and peak memory."""
@@ -45,7 +37,6 @@ class TrainingProcess:
             pid, status, usage = os.wait4(self.pid, os.WNOHANG)
             if pid:
                 self.returncode = os.waitstatus_to_exitcode(status)
-                self._process.returncode = self.returncode  # subprocess must not wait again
                 self._usage_kib = usage.ru_maxrss
         return self.returncode is not None
 
@@ -54,6 +45,40 @@ class TrainingProcess:
         if self.returncode is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+    def explain(self, last_line: str) -> Ending:
+        """Explain its exit; `last_line` is the last of its stderr."""
+        assert self.returncode is not None, "ask after poll() returned True"
+        scale = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
+        return explain_exit(
+            self.returncode,
+            peak_rss_bytes=self._usage_kib * scale,
+            ram_bytes=_memory_limit_bytes(),
+            oom_kills=count_oom_kills() - self._oom_kills_before,
+            last_line=last_line,
+        )
+
+
+class TrainingProcess(Child):
+    """A running worker. `poll` looks at it; `ending` is there once it has exited."""
+
+    def __init__(self, order: Order, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        with (folder / "stdout.log").open("ab") as out, (folder / "stderr.log").open("ab") as err:
+            self._report_fd, write_end = os.pipe()
+            try:
+                order = msgspec.structs.replace(order, report_fd=write_end)
+                self._process = _spawn(order, out, err)
+            finally:
+                os.close(write_end)
+        self.pid = self._process.pid
+
+    def poll(self) -> bool:
+        """Return whether the process has exited, collecting its status and peak memory."""
+        gone = super().poll()
+        self._process.returncode = self.returncode  # subprocess must not wait again
+        return gone
 
     def read_report(self) -> Report | None:
         """Return, once, what the process said at its very end; None if it could not."""
@@ -67,15 +92,7 @@ class TrainingProcess:
 
     def ending(self) -> Ending:
         """Explain an exit that left no RunEnded behind."""
-        assert self.returncode is not None, "ask after poll() returned True"
-        scale = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
-        return explain_exit(
-            self.returncode,
-            peak_rss_bytes=self._usage_kib * scale,
-            ram_bytes=_memory_limit_bytes(),
-            oom_kills=count_oom_kills() - self._oom_kills_before,
-            last_line=_last_line(self._folder / "stderr.log"),
-        )
+        return self.explain(_last_line(self._folder / "stderr.log"))
 
 
 def make_line(module: str) -> list[str]:
