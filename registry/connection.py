@@ -282,13 +282,18 @@ def _create(connection: Connection, url: URL) -> None:
     """Create every table in the transaction of `connection`."""
     if connection.dialect.get_table_names(connection):
         raise corrupt(url, "is a database of another program")
-    schema.metadata.create_all(connection)
+    create_tables(connection)
     schema.alembic_metadata.create_all(connection)
-    for name, query in schema.VIEWS.items():
-        connection.exec_driver_sql(f"CREATE VIEW {name} AS {query}")
     connection.execute(schema.alembic_version.insert(), {"version_num": schema.REVISION})
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+
+
+def create_tables(connection: Connection) -> None:
+    """Create the tables of runs and the views over them."""
+    schema.metadata.create_all(connection)
+    for name, query in schema.VIEWS.items():
+        connection.exec_driver_sql(f"CREATE VIEW {name} AS {query}")
 
 
 def _check_application(connection: Connection, url: URL) -> None:
@@ -330,6 +335,7 @@ __all__ = [
     "DEFAULT_TIMEOUT_S",
     "RegistryWarning",
     "check_schema",
+    "create_tables",
     "find_home",
     "find_url",
     "get_default_url",

@@ -1,17 +1,20 @@
-"""Write curves: metric points and the summary kept beside each curve.
+"""Write curves: metric points, the summary kept beside each curve, and its rollups.
 
-Points and summaries change in one transaction, so a reader never sees one without the other.
+All three change in one transaction, so a reader never sees one without the others.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, delete, select
 from sqlalchemy.sql.dml import Insert
 
+from registry import rollups
+from registry.rollups import KEYS_PER_QUERY, Point, Prefix, StoredPoint
 from registry.schema import (
     FINITE,
     NAN,
@@ -21,9 +24,6 @@ from registry.schema import (
     metrics,
     summaries,
 )
-
-_KEYS_PER_QUERY = 500  # bound parameters of one statement; SQLite allows 32,766
-_ROWS_PER_FETCH = 10_000
 
 
 @dataclass(slots=True)
@@ -62,55 +62,75 @@ class CurveWriter:
     def __init__(self, connection: Connection, run: int) -> None:
         self._connection = connection
         self._run = run
-        self._points: list[tuple[str, int, int, float | None, int, int]] = []
+        self._points: dict[str, list[StoredPoint]] = {}  # by key, each in the journal's order
 
     def add(self, seq: int, step: int, values: dict[str, float], time_ms: int) -> None:
         """Take the values of one journal line."""
         for key, value in values.items():
-            stored, flag = to_stored(value)
-            self._points.append((clean(key), seq, step, stored, flag, time_ms))
+            point = (seq, step, *to_stored(value), time_ms)
+            self._points.setdefault(clean(key), []).append(point)
 
     def flush(self) -> None:
-        """Write what was taken and bring the summaries up to it."""
+        """Write what was taken and bring the summaries and rollups up to it."""
         if not self._points:
             return
-        ids = self.get_key_ids({point[0] for point in self._points})
-        changed = self._load_summaries(set(ids.values()))
+        ids = self.get_key_ids(set(self._points))
+        added = {ids[name]: points for name, points in self._points.items()}
+        changed = self._load_summaries(set(added))
+        counts = {key: summary.count for key, summary in changed.items()}
+        rollups.extend(self._connection, self._run, counts, added)
         rows = []
-        for name, seq, step, value, flag, time_ms in self._points:
-            key = ids[name]
-            changed[key].add(step, value, flag)
-            rows.append((key, seq, step, value, flag, time_ms))
-        rows.sort()  # neighbours in the table one after the other
-        names = ("key", "seq", "step", "value", "flag", "time_ms")
-        self._connection.execute(
-            metrics.insert(),
-            [{"run": self._run, **dict(zip(names, row, strict=True))} for row in rows],
-        )
+        for key in sorted(added):  # neighbours in the table one after the other
+            head = {"run": self._run, "key": key}
+            for point in added[key]:
+                rows.append(head | dict(zip(Point._fields, point, strict=True)))
+                changed[key].add(*point[1:4])
+        self._connection.execute(metrics.insert(), rows)
         self._save_summaries(changed)
         self._points.clear()
 
     def rewind(self, from_step: int) -> None:
-        """Delete the points after `from_step` and compute the summaries anew."""
+        """Delete the points after `from_step`; rollups say what is left of a long curve."""
         self.flush()
-        run = self._run
-        self._connection.execute(
-            delete(metrics).where(metrics.c.run == run, metrics.c.step > from_step)
-        )
-        self._connection.execute(delete(summaries).where(summaries.c.run == run))
-        points = self._connection.execute(
-            select(metrics.c.key, metrics.c.step, metrics.c.value, metrics.c.flag)
-            .where(metrics.c.run == run)
-            .order_by(metrics.c.key, metrics.c.seq)
-        )
-        fresh: dict[int, _Summary] = {}
-        while rows := points.fetchmany(_ROWS_PER_FETCH):
-            for key, step, value, flag in rows:
-                if key not in fresh:
-                    fresh[key] = _Summary(run, key)
-                fresh[key].add(step, value, flag)
-        if fresh:
-            self._save_summaries(fresh)
+        connection, run = self._connection, self._run
+        reached = (summaries.c.run == run, summaries.c.last_step > from_step)
+        query = select(summaries.c.key, summaries.c.count).where(*reached)
+        prefixes = {
+            key: rollups.find_prefix(connection, run, key, count, from_step)
+            for key, count in connection.execute(query).all()
+        }
+        if not prefixes:
+            return
+        rollups.cut(connection, run, prefixes, from_step)
+        rest = {
+            key: rollups.load_points(connection, run, key, after=prefix.end)
+            for key, prefix in prefixes.items()
+        }
+        rollups.extend(connection, run, {key: prefixes[key].num_points for key in rest}, rest)
+        kept = {
+            key: self._summarize(key, prefixes[key], rest[key])
+            for key in prefixes
+            if prefixes[key].num_points or rest[key]
+        }
+        connection.execute(delete(summaries).where(*reached))
+        if kept:
+            self._save_summaries(kept)
+
+    def _summarize(self, key: int, prefix: Prefix, rest: Sequence[Point]) -> _Summary:
+        """Return the summary of a curve from the sum over its start and the points behind it."""
+        summary = _Summary(self._run, key, count=prefix.num_points)
+        if prefix.sum is not None:
+            known = prefix.sum
+            summary.min, summary.min_step = known.min, known.min_step
+            summary.max, summary.max_step = known.max, known.max_step
+            summary.nonfinite_count, summary.last_step = known.odd_count, known.last_step
+            last = rollups.get_edge_point(
+                self._connection, self._run, key, known.last_step, last=True
+            )
+            summary.last, summary.last_flag = last.value, last.flag
+        for point in rest:
+            summary.add(point.step, point.value, point.flag)
+        return summary
 
     def get_key_ids(self, names: set[str]) -> dict[str, int]:
         """Return the id of every key; new ones are made."""
@@ -126,8 +146,8 @@ class CurveWriter:
         """Return the ids of the keys that have one."""
         ordered = sorted(names)
         ids: dict[str, int] = {}
-        for start in range(0, len(ordered), _KEYS_PER_QUERY):
-            some = ordered[start : start + _KEYS_PER_QUERY]
+        for start in range(0, len(ordered), KEYS_PER_QUERY):
+            some = ordered[start : start + KEYS_PER_QUERY]
             query = select(metric_keys.c.key, metric_keys.c.id).where(metric_keys.c.key.in_(some))
             ids.update((row[0], row[1]) for row in self._connection.execute(query))
         return ids
@@ -135,7 +155,7 @@ class CurveWriter:
     def _load_summaries(self, keys: set[int]) -> dict[int, _Summary]:
         """Return the summary of every key, empty ones for new curves."""
         query = select(summaries).where(summaries.c.run == self._run)
-        if len(keys) <= _KEYS_PER_QUERY:
+        if len(keys) <= KEYS_PER_QUERY:
             query = query.where(summaries.c.key.in_(sorted(keys)))
         found = {row["key"]: _Summary(**row) for row in self._connection.execute(query).mappings()}
         return {key: found.get(key) or _Summary(self._run, key) for key in keys}

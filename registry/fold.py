@@ -7,16 +7,15 @@ one and a rebuild all come through here, and may do so at once.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, delete, exc, select, update
+from sqlalchemy import Connection, Engine, RowMapping, exc, select, update
 
 from registry.codec import LineError, from_json, to_json
-from registry.curves import CurveWriter, clean, insert, upsert
+from registry.curves import CurveWriter, clean, insert
 from registry.events import (
     Artifact,
     Edited,
@@ -34,11 +33,11 @@ from registry.events import (
     Status,
 )
 from registry.journal import JOURNAL_NAME, Line, decode_line, iter_lines
-from registry.schema import artifacts, findings, histograms, outputs, resumes, runs, tags
+from registry.records import RecordWriter, get_texts
+from registry.schema import resumes, runs
 
 _BATCH_LINES = 2000  # of one transaction: other writers wait for its end
 _BATCH_BYTES = 4 * 1024 * 1024
-_MAX_COUNT = 2**31
 
 # What a bad row raises, as against a database that is locked, full or gone.
 _ROW_ERRORS = (
@@ -116,19 +115,9 @@ def _find_run(connection: Connection, run_id: str) -> RowMapping | None:
 
 def _add_run(connection: Connection, folder: Path, *, created: float) -> None:
     """Insert a run of which only the folder is known; its first event tells the rest."""
-    texts = (
-        "project",
-        "recipe",
-        "reason",
-        "note",
-        "parent",
-        "device",
-        "precision",
-        "data_source",
-        "host",
-    )
-    values: dict[str, Any] = dict.fromkeys(texts, "")
-    values |= dict.fromkeys(("step", "steps", "seed", "pid"), 0) | {"data_source": ""}
+    values: dict[str, Any] = dict.fromkeys(("project", "recipe", "reason", "note", "parent"), "")
+    values |= dict.fromkeys(("device", "precision", "data_source", "host"), "")
+    values |= dict.fromkeys(("step", "steps", "seed", "pid"), 0)
     values |= dict.fromkeys(("journal_offset", "journal_lines", "bad_lines", "rewinds"), 0)
     values |= {"id": folder.name, "name": folder.name, "status": Status.RUNNING.value}
     values |= {"created": created, "heartbeat": created, "smoke": False, "presumed": False}
@@ -145,7 +134,13 @@ class RunFold:
         self._stored = dict(row)
         self._run: int = row["key"]
         self._curves = CurveWriter(connection, self._run)
-        self._findings: dict[str, dict[str, Any]] = {}
+        self._records = RecordWriter(connection, self._run)
+
+    @property
+    def _seq(self) -> int:
+        """Which line of the journal is being taken, from 1."""
+        number: int = self._row["journal_lines"]
+        return number
 
     def take(self, event: Event | None) -> None:
         """Apply one line of the journal; None is a line that is no event."""
@@ -166,7 +161,7 @@ class RunFold:
                 self._flush()
         except _ROW_ERRORS:
             self._curves = CurveWriter(self._connection, self._run)
-            self._findings.clear()
+            self._records = RecordWriter(self._connection, self._run)
             self._row = before
             self._row["journal_lines"] += 1
             self._row["bad_lines"] += 1
@@ -179,9 +174,7 @@ class RunFold:
     def _flush(self) -> None:
         """Write what has been taken since the last time."""
         self._curves.flush()
-        if self._findings:
-            upsert(self._connection, findings, list(self._findings.values()), added="count")
-            self._findings.clear()
+        self._records.flush()
         changes = {name: value for name, value in self._row.items() if value != self._stored[name]}
         if changes:
             self._connection.execute(update(runs).where(runs.c.key == self._run).values(changes))
@@ -197,23 +190,23 @@ class RunFold:
         """Apply one event."""
         match event:
             case Metrics():
-                seq, time_ms = self._row["journal_lines"], self._since_created_ms(event.time)
-                self._curves.add(seq, event.step, event.values, time_ms)
+                time_ms = self._since_created_ms(event.time)
+                self._curves.add(self._seq, event.step, event.values, time_ms)
                 self._reach(event.step)
             case Heartbeat():
                 self._reach(event.step)
             case Histogram():
                 self._add_histogram(event)
             case Finding():
-                self._add_finding(event)
+                self._records.add_finding(self._seq, event)
             case Artifact():
-                self._add_artifact(event)
+                self._records.add_artifact(self._seq, event)
             case Removed():
-                self._remove_artifact(event)
+                self._records.remove_artifact(event)
             case Edited():
                 self._edit(event)
             case Output():
-                self._set_output(event)
+                self._records.set_output(event)
             case RunStarted():
                 self._start(event)
             case RunPrepared():
@@ -226,11 +219,7 @@ class RunFold:
     def _add_histogram(self, event: Histogram) -> None:
         """Record how values were spread."""
         (key,) = self._curves.get_key_ids({clean(event.key)}).values()
-        row = {"run": self._run, "key": key, "seq": self._row["journal_lines"]}
-        row |= {"step": event.step, "nonfinite_count": event.nonfinite_count}
-        row |= {"edges": to_json(event.edges), "counts": to_json(event.counts)}
-        row["time_ms"] = self._since_created_ms(event.time)
-        self._connection.execute(histograms.insert(), row)
+        self._records.add_histogram(self._seq, event, key, self._since_created_ms(event.time))
         self._reach(event.step)
 
     def _reach(self, step: int) -> None:
@@ -250,7 +239,7 @@ class RunFold:
         self._row |= {"pid": event.pid, "config": clean(to_json(event.config))}
         names = ("fingerprint", "command", "cwd", "git_commit", "git_branch", "git_diff")
         self._extend_environment(event, (*names, "host", "versions", "pid"))
-        self._set_tags(event.tags)
+        self._records.set_tags(event.tags)
 
     def _prepare(self, event: RunPrepared) -> None:
         """Take over what the trainer knows."""
@@ -262,13 +251,8 @@ class RunFold:
 
     def _resume(self, event: RunResumed) -> None:
         """Cut the curves back to the checkpoint and let the run go on."""
-        seq = self._row["journal_lines"]
         self._curves.rewind(event.from_step)
-        self._connection.execute(
-            delete(histograms).where(
-                histograms.c.run == self._run, histograms.c.step > event.from_step
-            )
-        )
+        self._records.rewind(event.from_step)
         self._row |= {"status": "running", "reason": "", "ended": None}
         self._row |= {"step": event.from_step, "steps": event.steps, "pid": event.pid}
         self._row["rewinds"] += 1
@@ -276,8 +260,9 @@ class RunFold:
             self._row["config"] = clean(to_json(event.config))
         if event.fingerprint:
             self._extend_environment(event, ("fingerprint",))
-        row = {"run": self._run, "seq": seq, "time": event.time, "from_step": event.from_step}
-        row |= {"steps": event.steps, "command": clean(to_json(event.command))}
+        row: dict[str, Any] = {"run": self._run, "seq": self._seq, "time": event.time}
+        row |= {"from_step": event.from_step, "steps": event.steps}
+        row["command"] = clean(to_json(event.command))
         self._connection.execute(resumes.insert(), row)
 
     def _end(self, event: RunEnded) -> None:
@@ -287,36 +272,6 @@ class RunFold:
         self._row["ended"] = event.time
         self._extend_environment(event, ("exit_code",))
 
-    def _add_finding(self, event: Finding) -> None:
-        """Count a finding, or record it when it is new."""
-        digest = _digest(event.kind, event.module, event.op, event.where, event.cause)
-        count = min(max(event.count, 1), _MAX_COUNT)
-        if digest in self._findings:
-            self._findings[digest]["count"] += count
-            return
-        row = {"run": self._run, "digest": digest, "seq": self._row["journal_lines"]}
-        row |= _texts(event, ("kind", "phase", "module", "op", "where", "cause", "fix"))
-        row |= {"severity": event.severity.value, "step": event.step, "count": count}
-        row |= {"evidence": clean(to_json(event.evidence)), "time": event.time}
-        self._findings[digest] = row
-
-    def _add_artifact(self, event: Artifact) -> None:
-        """Record a file; the newest word on a path counts."""
-        row = {"run": self._run, "digest": _digest(event.path), "step": event.step}
-        row |= {"seq": self._row["journal_lines"], "size_bytes": event.size_bytes}
-        row |= _texts(event, ("kind", "path")) | {"time": event.time}
-        row["metadata"] = clean(to_json(event.metadata))
-        replaced = tuple(name for name in row if name not in ("run", "digest"))
-        upsert(self._connection, artifacts, [row], replaced=replaced)
-
-    def _remove_artifact(self, event: Removed) -> None:
-        """Note on a file's row that it was deleted and when; the row stays."""
-        where = (artifacts.c.run == self._run, artifacts.c.digest == _digest(event.path))
-        held = self._connection.execute(select(artifacts.c.metadata).where(*where)).scalar()
-        if held is not None:
-            metadata = to_json(from_json(held) | {"removed": event.time})
-            self._connection.execute(update(artifacts).where(*where).values(metadata=metadata))
-
     def _edit(self, event: Edited) -> None:
         """Take over what the user says of the run now."""
         if event.name is not None:
@@ -324,27 +279,11 @@ class RunFold:
         if event.note is not None:
             self._row["note"] = clean(event.note)
         if event.tags is not None:
-            self._set_tags(event.tags)
-
-    def _set_tags(self, given: tuple[str, ...]) -> None:
-        """Replace the tags of the run."""
-        self._connection.execute(delete(tags).where(tags.c.run == self._run))
-        rows = [
-            {"run": self._run, "position": position, "tag": clean(tag)}
-            for position, tag in enumerate(dict.fromkeys(given))
-        ]
-        if rows:
-            self._connection.execute(tags.insert(), rows)
-
-    def _set_output(self, event: Output) -> None:
-        """Record what a stream said; the newest capture holds the older ones."""
-        row = {"run": self._run, "stream": clean(event.stream), "text": clean(event.text)}
-        row["dropped_bytes"] = event.dropped_bytes
-        upsert(self._connection, outputs, [row], replaced=("text", "dropped_bytes"))
+            self._records.set_tags(event.tags)
 
     def _set_texts(self, event: Event, names: tuple[str, ...]) -> None:
         """Copy text fields of an event to columns of the same names."""
-        self._row |= _texts(event, names)
+        self._row |= get_texts(event, names)
 
     def _extend_environment(self, event: Event, names: tuple[str, ...]) -> None:
         """Add fields of an event to the run's environment; versions are joined."""
@@ -354,13 +293,3 @@ class RunFold:
         if "versions" in names:
             environment["versions"] = known_versions | environment["versions"]
         self._row["environment"] = clean(to_json(environment))
-
-
-def _texts(event: Event, names: tuple[str, ...]) -> dict[str, str]:
-    """Return text fields of an event."""
-    return {name: clean(getattr(event, name)) for name in names}
-
-
-def _digest(*parts: str) -> str:
-    """Return 32 hex digits that stand for some texts."""
-    return hashlib.sha256(to_json(parts).encode()).hexdigest()[:32]

@@ -13,8 +13,7 @@ import sqlalchemy
 from sqlalchemy import Connection, Engine, case, func, select
 from sqlalchemy.engine import URL
 
-from registry import schema
-from registry.connection import check_schema, make_engine, read_revision
+from registry.connection import check_schema, create_tables, make_engine, read_revision
 from registry.errors import UnknownRun
 from registry.faults import explained, get_path, is_sqlite
 from registry.schema import runs
@@ -113,7 +112,7 @@ class Link:
             self.close()
         self._engine = sqlalchemy.create_engine("sqlite://")
         connection = self._connection = self._engine.connect()
-        schema.metadata.create_all(connection)
+        create_tables(connection)
         connection.commit()
         self._file = 0
         return connection

@@ -6,7 +6,7 @@ per connection. Every method reads in one transaction, so what it returns belong
 
 from __future__ import annotations
 
-from array import array
+from collections.abc import Collection
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -14,12 +14,14 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, select
 from sqlalchemy.engine import URL
 
-from registry import rows
+from registry import rows, series
 from registry.connection import parse_url
 from registry.link import Link
 from registry.references import find_key, unknown
-from registry.schema import metric_keys, metrics, runs, summaries, tags
-from registry.views import RunDetail, RunRow, Series
+from registry.schema import histograms, metric_keys, runs, summaries, tags
+from registry.views import HistogramRow, RunDetail, RunRow, Series
+
+_ALL = 2**62  # SQLite takes an offset only behind a limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +79,22 @@ class Reader:
         self,
         *,
         limit: int | None = None,
+        offset: int = 0,
+        keys: Collection[str] | None = None,
         status: str | None = None,
         name: str | None = None,
+        project: str | None = None,
         recipe: str | None = None,
         tag: str | None = None,
         parent: str | None = None,
     ) -> list[RunRow]:
-        """Return runs, newest first, each with the last value of every key; all unless `limit`."""
+        """Return runs, newest first, each with the last value of every key, or of `keys` only.
+
+        `limit` and `offset` page through them; every other argument keeps the runs that have it.
+        """
         chosen = select(runs.c.key)
-        wanted = {"status": status, "name": name, "recipe": recipe, "parent": parent}
+        wanted = {"status": status, "name": name, "project": project, "recipe": recipe}
+        wanted["parent"] = parent
         for column, value in wanted.items():
             if value is not None:
                 chosen = chosen.where(runs.c[column] == value)
@@ -94,8 +103,18 @@ class Reader:
         chosen = chosen.order_by(runs.c.created.desc(), runs.c.key.desc())
         if limit is not None:
             chosen = chosen.limit(max(limit, 0))
+        elif offset > 0:
+            chosen = chosen.limit(_ALL)
+        if offset > 0:
+            chosen = chosen.offset(offset)
         with self._link.snapshot() as connection:
-            return self._load_rows(connection, chosen)
+            return self._load_rows(connection, chosen, keys)
+
+    def count_runs(self) -> dict[str, int]:
+        """Return how many runs there are of each status that any has."""
+        query = select(runs.c.status, func.count()).group_by(runs.c.status)
+        with self._link.snapshot() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}
 
     def get_run(self, reference: str) -> RunRow:
         """Return a run by id, unique prefix, name (the newest), "@last" or "@-2", in that order.
@@ -144,31 +163,62 @@ class Reader:
         When the next cursor's `rewinds` differs from the one passed in, a resume has cut the curve:
         the series then holds all of it and replaces what was known.
         """
-        with self._link.snapshot() as connection:
-            found = connection.execute(
-                select(runs.c.key, runs.c.created, runs.c.rewinds).where(runs.c.id == run_id)
-            ).first()
-            if found is None:
-                return Series(key, array("q"), array("d"), array("d")), Cursor(0, 0)
-            run, created, rewinds = found
-            after = cursor.seq if cursor is not None and cursor.rewinds == rewinds else 0
-            points = connection.execute(
-                select(metrics.c.step, metrics.c.value, metrics.c.flag, metrics.c.time_ms)
-                .add_columns(metrics.c.seq)
-                .where(metrics.c.run == run, metrics.c.seq > after)
-                .where(
-                    metrics.c.key
-                    == select(metric_keys.c.id).where(metric_keys.c.key == key).scalar_subquery()
-                )
-                .order_by(metrics.c.step, metrics.c.seq)
-            ).all()
-        return rows.to_series(key, created, points), Cursor(
-            rewinds, max((point[4] for point in points), default=after)
-        )
+        return self._read_curve(run_id, key, cursor, None)
 
-    def _load_rows(self, connection: Connection, chosen: Select[Any]) -> list[RunRow]:
+    def get_outline(self, run_id: str, key: str, width: int) -> Series:
+        """Return true points of a curve that show, over `width` columns, all that the curve shows.
+
+        The smallest and largest value and the first one that is not finite of at least `width`
+        stretches of the curve, its outermost points and its newest ones; see registry.series. A
+        curve of fewer than `16 * width` points comes whole, of a longer one fewer than
+        `12 * width + 150` points.
+        """
+        return self.get_outline_since(run_id, key, width, None)[0]
+
+    def get_outline_since(
+        self, run_id: str, key: str, width: int, cursor: Cursor | None
+    ) -> tuple[Series, Cursor]:
+        """Return what `get_series_since` does, but an outline where that would be the whole curve.
+
+        The next cursor serves both.
+        """
+        return self._read_curve(run_id, key, cursor, width)
+
+    def list_histograms(self, run_id: str, key: str) -> list[HistogramRow]:
+        """Return how an array's values were spread, oldest first; none for an unknown key."""
+        query = (
+            select(histograms, runs.c.created)
+            .join(runs, runs.c.key == histograms.c.run)
+            .join(metric_keys, metric_keys.c.id == histograms.c.key)
+            .where(runs.c.id == run_id, metric_keys.c.key == key)
+            .order_by(histograms.c.seq)
+        )
+        with self._link.snapshot() as connection:
+            found = connection.execute(query).mappings().all()
+        created = found[0]["created"] if found else 0.0
+        return [*rows.to_histograms(found, created, {row["key"]: key for row in found})]
+
+    def _read_curve(
+        self, run_id: str, key: str, cursor: Cursor | None, width: int | None
+    ) -> tuple[Series, Cursor]:
+        """Return what is new of a curve, or all of it: an outline where `width` is given."""
+        with self._link.snapshot() as connection:
+            place = series.find_place(connection, run_id, key)
+            if place is None:
+                return series.make_empty(key), Cursor(0, 0)
+            is_known = cursor is not None and cursor.rewinds == place.rewinds
+            after = cursor.seq if cursor is not None and is_known else 0
+            if width is None or is_known:
+                found = series.load_since(connection, place, key, after)
+            else:
+                found = series.load_outline(connection, place, key, width)
+        return found, Cursor(place.rewinds, place.end)
+
+    def _load_rows(
+        self, connection: Connection, chosen: Select[Any], only: Collection[str] | None = None
+    ) -> list[RunRow]:
         """Return the chosen runs, newest first: three queries, however many there are."""
-        return rows.load_runs(connection, chosen, self._get_keys(connection))
+        return rows.load_runs(connection, chosen, self._get_keys(connection), only)
 
     def _get_keys(self, connection: Connection) -> dict[int, str]:
         """Return the names of all metric keys by id; they only ever grow in number."""

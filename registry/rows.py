@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, select
+from sqlalchemy import Connection, RowMapping, Select, and_, func, select
 
 from registry.codec import from_json, restore_floats
 from registry.schema import (
@@ -16,6 +15,7 @@ from registry.schema import (
     POSITIVE_INFINITY,
     artifacts,
     findings,
+    histograms,
     outputs,
     resumes,
     runs,
@@ -25,11 +25,11 @@ from registry.schema import (
 from registry.views import (
     ArtifactRow,
     FindingRow,
+    HistogramRow,
     MetricSummary,
     OutputText,
     RunDetail,
     RunRow,
-    Series,
 )
 
 _LISTED = (
@@ -38,20 +38,35 @@ _LISTED = (
 )
 
 
-def load_runs(connection: Connection, chosen: Select[Any], keys: Mapping[int, str]) -> list[RunRow]:
-    """Return the runs whose keys `chosen` selects, newest first, in three queries."""
+def load_runs(
+    connection: Connection,
+    chosen: Select[Any],
+    names: Mapping[int, str],
+    only: Collection[str] | None,
+) -> list[RunRow]:
+    """Return the runs whose keys `chosen` selects, newest first, in three queries.
+
+    Args:
+        connection: in a transaction.
+        chosen: selects `runs.key`.
+        names: every metric key by its number.
+        only: metric keys whose last values are wanted; None for all.
+    """
     inner = chosen.subquery()
     ours = select(inner.c.key)
-    columns = [runs.c[name] for name in _LISTED]
     listed = connection.execute(
-        select(runs.c.key, *columns)
+        select(runs.c.key, *(runs.c[name] for name in _LISTED))
         .where(runs.c.key.in_(ours))
         .order_by(runs.c.created.desc(), runs.c.key.desc())
     ).all()
     last: dict[int, dict[str, float]] = {row[0]: {} for row in listed}
     query = select(summaries.c.run, summaries.c.key, summaries.c.last, summaries.c.last_flag)
-    for run, key, value, flag in connection.execute(query.where(summaries.c.run.in_(ours))):
-        last[run][keys[key]] = value if flag == FINITE else from_stored(value, flag)
+    query = query.where(summaries.c.run.in_(ours))
+    if only is not None:
+        wanted = [number for number, name in names.items() if name in only]
+        query = query.where(summaries.c.key.in_(wanted))
+    for run, key, value, flag in connection.execute(query):
+        last[run][names[key]] = value if flag == FINITE else from_stored(value, flag)
     tagged: dict[int, list[str]] = {}
     tagging = select(tags.c.run, tags.c.tag).where(tags.c.run.in_(ours))
     for run, tag in connection.execute(tagging.order_by(tags.c.run, tags.c.position)):
@@ -67,7 +82,7 @@ def load_runs(connection: Connection, chosen: Select[Any], keys: Mapping[int, st
 
 
 def load_detail(
-    connection: Connection, row: RowMapping, listed: RunRow, keys: Mapping[int, str]
+    connection: Connection, row: RowMapping, listed: RunRow, names: Mapping[int, str]
 ) -> RunDetail:
     """Return everything about the run of a row of `runs`."""
     run = row["key"]
@@ -75,7 +90,7 @@ def load_detail(
         run=listed,
         config=from_json(row["config"]),
         environment=_get_environment(row),
-        metrics=_load_summaries(connection, run, keys),
+        metrics=_load_summaries(connection, run, names),
         findings=_load_findings(connection, run),
         artifacts=_load_artifacts(connection, run),
         output=tuple(
@@ -84,6 +99,7 @@ def load_detail(
                 select(outputs).where(outputs.c.run == run).order_by(outputs.c.stream.desc())
             ).mappings()
         ),
+        histograms=_load_newest_histograms(connection, run, row["created"], names),
         resumes=tuple(
             (found["time"], found["from_step"], found["steps"])
             for found in connection.execute(
@@ -93,20 +109,19 @@ def load_detail(
     )
 
 
-def to_series(key: str, created: float, points: Sequence[Any]) -> Series:
-    """Return a curve from rows that begin with step, value, flag and time_ms."""
-    return Series(
-        key=key,
-        steps=array("q", [point[0] for point in points]),
-        values=array(
-            "d",
-            [
-                point[1] if point[2] == FINITE else from_stored(point[1], point[2])
-                for point in points
-            ],
-        ),
-        times=array("d", [created + point[3] / 1000 for point in points]),
-    )
+def to_histograms(
+    found: Iterable[RowMapping], created: float, names: Mapping[int, str]
+) -> Iterator[HistogramRow]:
+    """Yield the views of rows of `histograms`, of a run created at `created`."""
+    for row in found:
+        yield HistogramRow(
+            key=names[row["key"]],
+            step=row["step"],
+            edges=tuple(from_json(row["edges"])),
+            counts=tuple(from_json(row["counts"])),
+            nonfinite_count=row["nonfinite_count"],
+            time=created + row["time_ms"] / 1000,
+        )
 
 
 def from_stored(value: float | None, flag: int) -> float:
@@ -128,13 +143,13 @@ def _get_environment(row: RowMapping) -> dict[str, Any]:
 
 
 def _load_summaries(
-    connection: Connection, run: int, keys: Mapping[int, str]
+    connection: Connection, run: int, names: Mapping[int, str]
 ) -> dict[str, MetricSummary]:
     """Return the summary of every curve, by key in alphabetical order."""
     found = {}
     query = select(summaries).where(summaries.c.run == run)
     for row in connection.execute(query).mappings():
-        key = keys[row["key"]]
+        key = names[row["key"]]
         found[key] = MetricSummary(
             key=key,
             last=from_stored(row["last"], row["last_flag"]),
@@ -147,6 +162,24 @@ def _load_summaries(
             nonfinite_count=row["nonfinite_count"],
         )
     return dict(sorted(found.items()))
+
+
+def _load_newest_histograms(
+    connection: Connection, run: int, created: float, names: Mapping[int, str]
+) -> dict[str, HistogramRow]:
+    """Return the newest histogram of every key that has one, by key in alphabetical order."""
+    newest = (
+        select(histograms.c.key, func.max(histograms.c.seq).label("seq"))
+        .where(histograms.c.run == run)
+        .group_by(histograms.c.key)
+        .subquery()
+    )
+    query = select(histograms).join(
+        newest, and_(histograms.c.key == newest.c.key, histograms.c.seq == newest.c.seq)
+    )
+    found = connection.execute(query.where(histograms.c.run == run)).mappings()
+    rows = to_histograms(found, created, names)
+    return dict(sorted((row.key, row) for row in rows))
 
 
 def _load_findings(connection: Connection, run: int) -> tuple[FindingRow, ...]:

@@ -137,6 +137,7 @@ rollups = Table(
     Column("odd_step", BigInteger, nullable=False),  # its step
     Column("odd_ms", BigInteger, nullable=False),  # its metrics.time_ms
     Column("odd_count", Integer, nullable=False),  # non-finite points
+    Column("first_step", BigInteger, nullable=False),  # smallest step of these points
     Column("last_step", BigInteger, nullable=False),  # largest step of these points
     PrimaryKeyConstraint("run", "key", "level", "seq", name="rollups_pk"),
     sqlite_with_rowid=False,

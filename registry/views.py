@@ -129,3 +129,4 @@ class RunDetail:
     artifacts: tuple[ArtifactRow, ...]
     output: tuple[OutputText, ...]
     resumes: tuple[tuple[float, int, int], ...]  # (time, from_step, steps)
+    histograms: dict[str, HistogramRow] = field(default_factory=dict)  # the newest of each key

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from registry import fold as fold_module
+from registry import records
 from registry.codec import encode
 from registry.connection import open_engine
 from registry.errors import StoreError
@@ -52,6 +53,7 @@ def values_of(reader, key, run_id="aaaa0000"):
 def test_everything_of_a_run_is_found_again(engine, reader, write_run):
     started = {
         "name": "sanity",
+        "project": "probes",
         "recipe": "sanity",
         "tags": ("a", "b", "a"),
         "note": "why",
@@ -91,13 +93,15 @@ def test_everything_of_a_run_is_found_again(engine, reader, write_run):
     detail = reader.get_detail("aaaa0000")
     run = detail.run
     assert (run.name, run.recipe, run.note, run.parent) == ("sanity", "sanity", "why", "sweep001")
+    assert run.project == "probes"
     assert (run.tags, run.seed, run.smoke) == (("a", "b"), 2**62, True)
     assert (run.device, run.precision, run.data_source) == ("cuda:0", "bf16", "demo")
     assert (run.created, run.ended, run.step, run.steps) == (1000.0, 1004.0, 3, 3)
     assert run.metrics == {"train/loss": 1 / 3, "train/lr": 1e-3}
     assert detail.config == {"train": {"lr": 1e-3}}
     environment = detail.environment
-    left_out = ("time", "type", "run_id", "name", "recipe", "tags", "note", "parent", "seed")
+    left_out = ("time", "type", "run_id", "name", "project", "recipe", "tags", "note", "parent")
+    left_out += ("seed",)
     for event, extra in (
         (RunStarted(time=0.0, run_id="", **started), ("smoke", "steps", "config")),
         (prepared, ()),
@@ -283,14 +287,14 @@ def test_events_that_decode_but_are_absurd(engine, reader, write_run):
 def test_a_row_the_database_refuses_takes_no_other_with_it(engine, reader, write_run, monkeypatch):
     events = [Output(time=1.0, stream="stdout", text="poison")]
     folder = write_run(events=events)
-    clean = fold_module.clean
+    clean = records.clean
 
     def refuse(text):
         if text == "poison":
             raise ValueError("the database will not have it")
         return clean(text)
 
-    monkeypatch.setattr(fold_module, "clean", refuse)
+    monkeypatch.setattr(records, "clean", refuse)
     ingest(engine, folder)
     detail = reader.get_detail("aaaa0000")
     assert detail.run.status == "completed"

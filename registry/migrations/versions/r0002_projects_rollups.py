@@ -57,6 +57,7 @@ def _create_rollups() -> None:
         sa.Column("odd_step", sa.BigInteger, nullable=False),
         sa.Column("odd_ms", sa.BigInteger, nullable=False),
         sa.Column("odd_count", sa.Integer, nullable=False),
+        sa.Column("first_step", sa.BigInteger, nullable=False),
         sa.Column("last_step", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("run", "key", "level", "seq", name="rollups_pk"),
         sqlite_with_rowid=False,
