@@ -263,9 +263,10 @@ def _end(folder: Path, row: RowMapping) -> bool:
 
 def _explain(pid: int, step: int) -> str:
     """Return one line that says how a run without an end has ended."""
+    gone = "is gone (killed, or the machine stopped)"
     if pid <= 0:
-        return f"its process is gone (killed, or the machine stopped) before it trained, at step {step}"
-    return f"process {pid} is gone (killed, or the machine stopped) after step {step}"
+        return f"its process {gone} before it trained, at step {step}"
+    return f"process {pid} {gone} after step {step}"
 
 
 def _presume(engine: Engine, row: RowMapping) -> bool:
