@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -9,6 +11,9 @@ revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
+
+_BUCKET, _FANOUT = 16, 4  # points of a rollup of level 1, rollups of one of the next level
+_ROWS = 10_000  # read or written in one go
 
 _VIEWS = {
     "points": """
@@ -34,14 +39,14 @@ def upgrade() -> None:
     """Add what is new; registry/schema.py says what the columns mean."""
     op.add_column("runs", sa.Column("project", sa.Text, nullable=False, server_default=""))
     op.create_index("runs_by_project", "runs", ["project"])
-    _create_rollups()
+    _fill_rollups(_create_rollups())
     _create_histograms()
     for name, query in _VIEWS.items():
         op.execute(f"CREATE VIEW {name} AS {query}")
 
 
-def _create_rollups() -> None:
-    op.create_table(
+def _create_rollups() -> sa.Table:
+    return op.create_table(
         "rollups",
         sa.Column("run", sa.Integer, sa.ForeignKey("runs.key", ondelete="CASCADE"), nullable=False),
         sa.Column("key", sa.Integer, nullable=False),
@@ -62,6 +67,59 @@ def _create_rollups() -> None:
         sa.PrimaryKeyConstraint("run", "key", "level", "seq", name="rollups_pk"),
         sqlite_with_rowid=False,
     )
+
+
+def _fill_rollups(rollups: sa.Table) -> None:
+    """Sum up the curves that are there, as folding their journals anew would."""
+    connection = op.get_bind()
+    points = connection.execute(
+        sa.text(
+            "SELECT run, key, seq, step, value, flag, time_ms FROM metrics ORDER BY run, key, seq"
+        ),
+        execution_options={"yield_per": _ROWS},
+    )
+    names = [column.name for column in rollups.columns]
+    rows: list[dict[str, Any]] = []
+    curve: tuple[int, int] | None = None
+    parts: list[list[tuple[Any, ...]]] = []  # by level, what no rollup of the next one holds yet
+    for run, key, *point in points:
+        if (run, key) != curve:
+            curve, parts = (run, key), [[]]
+        parts[0].append(_make_part(*point))
+        level = 0
+        while len(parts[level]) == (_FANOUT if level else _BUCKET):
+            part, parts[level] = _join(parts[level]), []
+            level += 1
+            if level == len(parts):
+                parts.append([])
+            parts[level].append(part)
+            rows.append(dict(zip(names, (run, key, level, *part), strict=True)))
+        if len(rows) >= _ROWS:
+            connection.execute(rollups.insert(), rows)
+            rows = []
+    if rows:
+        connection.execute(rollups.insert(), rows)
+
+
+def _make_part(
+    seq: int, step: int, value: float | None, flag: int, time_ms: int
+) -> tuple[Any, ...]:
+    """Return a point as the columns of a rollup from `seq` on."""
+    if flag:
+        return (seq, *(None, 0, 0), *(None, 0, 0), *(flag, step, time_ms, 1), step, step)
+    here = (value, step, time_ms)
+    return (seq, *here, *here, *(0, 0, 0, 0), step, step)
+
+
+def _join(parts: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Return the columns of the rollup over neighbours."""
+    finite = [part for part in parts if part[1] is not None] or parts[:1]
+    low = min(finite, key=lambda part: part[1])  # the first of several
+    high = max(finite, key=lambda part: part[4])
+    odd = next((part for part in parts if part[7]), parts[0])
+    count = sum(part[10] for part in parts)
+    first, last = min(part[11] for part in parts), max(part[12] for part in parts)
+    return (parts[-1][0], *low[1:4], *high[4:7], *odd[7:10], count, first, last)
 
 
 def _create_histograms() -> None:
