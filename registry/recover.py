@@ -29,6 +29,7 @@ from registry.link import Link
 from registry.liveness import LockHeld, RunLock, is_alive, is_locked, seems_alive
 from registry.schema import runs
 from registry.store import ingest
+from registry.tail import has_waiting
 
 _LOOK_S = 2.0  # a look may wait this long for a lock; what it cannot write, the next one will
 _EXIT_KILLED = 137
@@ -169,7 +170,9 @@ def _has_news(folder: Path, offset: int) -> bool:
     """Tell whether a journal has whole lines from an offset on."""
     path = folder / JOURNAL_NAME
     try:
-        return path.stat().st_size > offset and any(True for _ in iter_lines(path, offset))
+        if path.stat().st_size > offset and any(True for _ in iter_lines(path, offset)):
+            return True
+        return has_waiting(path)
     except OSError:
         return False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 from registry.errors import StoreUnavailable
@@ -26,7 +25,6 @@ class JournalSink:
                 next_command="set TSX_HOME to a folder that can be written",
             ) from error
         self._journal = JournalWriter(folder / JOURNAL_NAME)
-        self._lock = threading.RLock()
 
     @property
     def lost(self) -> int:
@@ -35,13 +33,11 @@ class JournalSink:
 
     def emit(self, event: Event) -> None:
         """Record one event; see EventSink."""
-        with self._lock:
-            self._journal.append(event)
+        self._journal.append(event)
 
     def close(self) -> None:
         """Write what is waiting and close."""
-        with self._lock:
-            self._journal.close()
+        self._journal.close()
 
 
 class ListSink:

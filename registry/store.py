@@ -1,26 +1,31 @@
 """Record a run: every event to its journal at once, and from there to the database.
 
-`Recorder.emit` costs one encoding and one `write`; a thread folds the journal into the database
-about once a second. Whatever happens to the database, the journal has every line, and the next
-process that looks folds in what is missing.
+`Recorder.emit` costs one packing into the journal's mapped tail (or one `write`); a thread drains
+the tail and folds the journal into the database about once a second. Whatever happens to the
+database, the journal has every line, and the next process that looks folds in what is missing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import threading
 import time
+import weakref
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from sqlalchemy import Engine
 from sqlalchemy.engine import URL
 
 from registry.connection import open_engine, parse_url
 from registry.errors import StoreCorrupt, StoreError, StoreNewer, StoreUnavailable
-from registry.events import Event, Finding, Heartbeat, Metrics, RunStarted, Severity
+from registry.events import Event, Finding, Heartbeat, Metrics, RunEnded, RunStarted, Severity
 from registry.faults import explain, explained, get_path, is_sqlite
 from registry.fold import fold_batch
 from registry.journal import JOURNAL_NAME, JournalWriter
+from registry.tail import complete
 
 _PERIOD_S = 1.0  # between two folds; what a reader may be behind a live run
 _BACK_OFF_S = 2.0  # between two tries while the database is out of reach
@@ -29,20 +34,24 @@ _STATEMENT_S = 2.0  # one wait for a lock in the thread; it tries again, so clos
 
 
 def ingest(engine: Engine, folder: Path) -> None:
-    """Fold everything the database lacks of one run's journal.
+    """Fold everything the database lacks of one run's journal, what a dead process left included.
 
     Raises:
         StoreError: the database is locked, full or gone; what was folded stays folded.
     """
     if not (folder / JOURNAL_NAME).is_file():
         return
+    complete(folder / JOURNAL_NAME)
     with explained(engine.url):
         while fold_batch(engine, folder):
             pass
 
 
 class Recorder:
-    """An EventSink: journal first, database by a thread. Safe from several threads.
+    """An EventSink: journal first, database by a thread.
+
+    Safe from several threads and from signal handlers. In a forked child events still arrive, but
+    the run is its parent's: RunEnded is passed over there, and `close` ends nothing.
 
     Args:
         folder: the run's folder, made if it does not exist; its name is the run's id.
@@ -69,18 +78,21 @@ class Recorder:
                 next_command="set TSX_HOME to a folder that can be written",
             ) from error
         open_engine(url, readonly=False, timeout_s=timeout_s).dispose()
-        self._journal = JournalWriter(self._folder / JOURNAL_NAME)
-        self._lock = threading.RLock()  # a signal handler may emit while emit runs
-        self._wake = threading.Event()
-        self._stop = threading.Event()
+        self._journal = JournalWriter(self._folder / JOURNAL_NAME, mapped=True)
+        self._lock = threading.RLock()  # around the start of the thread and the report of a loss
+        # Not threading.Event: a signal handler may emit in the middle of another emit.
+        self._wake: SimpleQueue[None] = SimpleQueue()  # something is worth showing at once
+        self._bell: SimpleQueue[None] = SimpleQueue()  # the recorder is being closed
         self._closed = False
         self._started = False
+        self._is_owner = True  # False in a forked child
         self._engine: Engine | None = None
         self._engine_file = 0  # inode, to notice that the registry was rebuilt
         self._folded = -1  # end of the journal at the last fold that succeeded
         self._step = 0
-        self.store_error: str | None = None
+        self.store_error: str | None = None  # why the registry or the journal is behind
         self._thread = threading.Thread(target=self._run, name="tsx-recorder", daemon=True)
+        _recorders.add(self)
 
     @property
     def lost(self) -> int:
@@ -94,29 +106,39 @@ class Recorder:
             StoreUnavailable: the first event cannot be written. Later ones never raise.
             ValueError: the recorder is closed.
         """
+        if self._started and type(event) is Metrics:
+            self._journal.append(event)
+            self._step = event.step
+            return
         if not self._started:
             self._check_first(event)
-        with self._lock:
+        if self._is_owner or type(event) is not RunEnded:
             self._journal.append(event)
-        kind = type(event)
-        if kind is Metrics:
-            self._step = event.step  # type: ignore[union-attr]
-        elif kind is not Heartbeat:
-            self._wake.set()  # rare, and worth showing at once
+        if type(event) is not Heartbeat:
+            self._wake.put(None)
         if not self._started:
             self._start()
 
     def close(self) -> None:
         """Fold what is left and let go, within a bound; what remains is recovery's."""
-        with self._lock:
-            if not self._closed:
-                self._report_loss()
-                self._journal.close()
+        if not self._closed:
             self._closed = True
-        self._stop.set()
-        self._wake.set()
-        if self._thread.ident is not None:
+            self._report_loss()
+        is_done = self._journal.close()
+        self._bell.put(None)
+        self._wake.put(None)
+        if is_done and self._is_owner and self._thread.ident is not None:
             self._thread.join(self._close_s)
+
+    def leave_parent(self) -> None:
+        """In a forked child: neither the thread nor the database is this process's."""
+        self._is_owner = False
+        self._started = True
+        self._lock = threading.RLock()
+        self._wake, self._bell = SimpleQueue(), SimpleQueue()
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            _keep_forever(engine)
 
     def _check_first(self, event: Event) -> None:
         """Refuse a run whose folder has another name: nobody would find it again."""
@@ -136,7 +158,7 @@ class Recorder:
 
     def _report_loss(self) -> None:
         """Leave a finding that says how many events are missing, if the disk takes it."""
-        if self._journal.retry() and self._journal.lost:
+        if self._journal.drain() and self._journal.lost and not self._journal.is_gone:
             self._journal.append(
                 Finding(
                     time=time.time(),
@@ -150,11 +172,11 @@ class Recorder:
 
     def _run(self) -> None:
         """Fold until closed; the thread's body."""
-        while not self._stop.is_set():
+        while not self._closed:
             folded = self._try_fold(deadline=math.inf)
-            self._stop.wait(_SHORTEST_S)
-            if self._wake.wait(_PERIOD_S if folded else _BACK_OFF_S):
-                self._wake.clear()
+            _wait(self._bell, _SHORTEST_S)
+            _wait(self._wake, _PERIOD_S if folded else _BACK_OFF_S)
+        self._journal.close()  # again, for a signal handler's could not
         deadline = time.monotonic() + self._close_s
         while not self._try_fold(deadline=deadline) and time.monotonic() < deadline:
             time.sleep(_SHORTEST_S)
@@ -162,10 +184,11 @@ class Recorder:
 
     def _try_fold(self, *, deadline: float) -> bool:
         """Fold what is new; return whether there is no more to do here."""
-        if self._journal.fault:
-            with self._lock:
-                self._journal.retry()
-        end = self._journal.end
+        self._journal.drain()
+        if self._journal.is_gone:
+            self.store_error = self._journal.fault
+            return True
+        end = self._find_end()
         if end == self._folded:
             return True
         try:
@@ -179,10 +202,17 @@ class Recorder:
             self.store_error = str(fault)
             self._drop_engine()
             # Waiting mends a lock or a full disk; a broken registry needs its user.
-            return self._stop.is_set() and isinstance(fault, StoreCorrupt | StoreNewer)
-        self.store_error = None
+            return self._closed and isinstance(fault, StoreCorrupt | StoreNewer)
+        self.store_error = self._journal.fault or None
         self._folded = end
         return True
+
+    def _find_end(self) -> int:
+        """Return the journal's size, -1 where it is no more."""
+        try:
+            return (self._folder / JOURNAL_NAME).stat().st_size
+        except OSError:
+            return -1
 
     def _get_engine(self) -> Engine:
         """Return the engine, a fresh one where the registry's file was replaced."""
@@ -198,6 +228,34 @@ class Recorder:
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.dispose()
+
+
+_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+
+def _leave_parents() -> None:
+    """Make every recorder of a forked child its own."""
+    for recorder in list(_recorders):
+        recorder.leave_parent()
+
+
+os.register_at_fork(after_in_child=_leave_parents)
+
+
+def _keep_forever(engine: Engine) -> None:
+    """Keep an inherited SQLite connection from ever being closed: that is its owner's to do."""
+    with contextlib.suppress(ImportError):
+        import ctypes
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
+
+
+def _wait(bell: SimpleQueue[None], seconds: float) -> None:
+    """Wait until a bell rings, and forget how often."""
+    with contextlib.suppress(Empty):
+        bell.get(timeout=seconds)
+        while True:
+            bell.get_nowait()
 
 
 def _find_inode(url: URL) -> int:

@@ -24,7 +24,7 @@ from registry.events import (
     Severity,
     Status,
 )
-from registry.journal import iter_events
+from registry.journal import read_events
 from registry.queries import Reader
 from registry.sinks import JournalSink, ListSink
 from registry.store import Recorder
@@ -79,7 +79,7 @@ def read_back(case):
     """Return the events that the sink's durable (or only) copy holds."""
     if isinstance(case.sink, ListSink):
         return case.sink.events
-    return [event for event, _ in iter_events(case.folder / "events.jsonl")]
+    return read_events(case.folder / "events.jsonl")
 
 
 def same(left, right):
