@@ -179,13 +179,13 @@ def _make_record(kind: str, raw: dict[str, Any], facts: dict[str, Any]) -> Event
     given |= {name: restore_floats(raw[name]) for name in names if name in raw}
     try:
         event = msgspec.convert(given | facts | {"type": kind}, _KINDS[kind])
+        if isinstance(event, Histogram):
+            _check_histogram(event)
+        if isinstance(event, Artifact):
+            _check_path(event.path)
         decode(encode(event))  # what the journal could not give back is told here
     except (msgspec.ValidationError, LineError, RecursionError) as error:
         raise LineError(f"{kind}: {_show_error(error)}") from error
-    if isinstance(event, Histogram):
-        _check_histogram(event)
-    if isinstance(event, Artifact):
-        _check_path(event.path)
     return event
 
 
@@ -193,23 +193,23 @@ def _check_histogram(event: Histogram) -> None:
     """Raise LineError for edges and counts that do not fit."""
     edges, counts = event.edges, event.counts
     if len(edges) != (len(counts) + 1 if counts else 0):
-        raise LineError(f"histogram: {len(edges)} edges for {len(counts)} counts; one more")
+        raise LineError(f"{len(edges)} edges for {len(counts)} counts; one more")
     if len(counts) > _MAX_VALUES:
-        raise LineError(f"histogram: more than {_MAX_VALUES:,} counts")
+        raise LineError(f"more than {_MAX_VALUES:,} counts")
     rising = all(low < high for low, high in pairwise(edges))
     if not rising or not all(map(math.isfinite, edges)):
-        raise LineError("histogram: edges must be finite and rise")
+        raise LineError("edges must be finite and rise")
     if event.nonfinite_count < 0 or any(not 0 <= count < 2**63 for count in counts):
-        raise LineError("histogram: a count is below 0 or beyond 64 bits")
+        raise LineError("a count is below 0 or beyond 64 bits")
     if not event.key or len(event.key) > _MAX_KEY_CHARS:
-        raise LineError(f"histogram: a key of {len(event.key)} characters")
+        raise LineError(f"a key of {len(event.key)} characters")
 
 
 def _check_path(path: str) -> None:
     """Raise LineError for a path that does not stay in the run's folder."""
     parts = path.split("/")
     if not path or path.startswith("/") or ".." in parts or "\x00" in path or len(path) > 4096:
-        raise LineError(f"artifact: path {_show(path)} is not inside the run's folder")
+        raise LineError(f"path {_show(path)} is not inside the run's folder")
 
 
 def _show(value: object) -> str:

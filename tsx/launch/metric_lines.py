@@ -229,8 +229,10 @@ def _read_object(text: str) -> _Said | None:
 
 
 def _is_no_metric(key: str, step_name: str) -> bool:
-    """Tell a key that says which, not how much."""
-    return not key or key == step_name or key in ("time", "timestamp") or key in _NO_METRICS
+    """Tell a key that says which, not how much; an epoch is both, beside a finer count."""
+    if key in _STEP_NAMES:
+        return key == step_name or key != "epoch"
+    return not key or key in ("time", "timestamp") or key in _NO_METRICS
 
 
 def _read_text(text: str) -> _Said:
