@@ -74,15 +74,15 @@ def clean(text: object, *, limit: int = MAX_LINE) -> str:
     return _HOSTILE.sub(_show_control, kept)
 
 
-def clean_lines(text: str) -> str:
+def clean_lines(text: str, *, limit: int = MAX_LINE) -> str:
     """Return `text` with every line made inert; newlines stay, tabs become spaces."""
     lines = text.replace("\r\n", "\n").expandtabs(4).split("\n")
-    return "\n".join(clean(line) for line in lines)
+    return "\n".join(clean(line, limit=limit) for line in lines)
 
 
-def data(text: str, *, style: Style = "") -> None:
-    """Write text and a newline to stdout."""
-    _write(sys.stdout, _paint(clean_lines(text), style, sys.stdout))
+def data(text: str, *, style: Style = "", limit: int = MAX_LINE) -> None:
+    """Write text and a newline to stdout; a line is cut at `limit` characters."""
+    _write(sys.stdout, _paint(clean_lines(text, limit=limit), style, sys.stdout))
 
 
 def pieces(parts: Iterable[tuple[str, Style]]) -> None:
@@ -138,15 +138,21 @@ def to_strict(obj: object) -> object:
     raise TypeError(f"no JSON form for {type(obj).__name__}")
 
 
-def table(columns: Sequence[Column | str], rows: Iterable[Sequence[object]]) -> None:
+def table(
+    columns: Sequence[Column | str],
+    rows: Iterable[Sequence[object]],
+    *,
+    max_cell: int = MAX_CELL,
+) -> None:
     """Write a table to stdout: drawn by rich on a terminal, aligned text elsewhere.
 
-    Cells are cleaned and cut at MAX_CELL characters. On a terminal a table wider than the screen
+    Cells are cleaned and cut at `max_cell` characters. On a terminal a table wider than the screen
     folds its cells; elsewhere a row is one line, whatever its length.
     """
     heads = [column if isinstance(column, Column) else Column(column) for column in columns]
     cells = [
-        [_make_cell(cell, head) for cell, head in zip(row, heads, strict=True)] for row in rows
+        [_make_cell(cell, head, max_cell) for cell, head in zip(row, heads, strict=True)]
+        for row in rows
     ]
     if is_terminal(sys.stdout):
         _draw_table(heads, cells)
@@ -268,10 +274,10 @@ def _write(stream: TextIO, text: str) -> None:
         stream.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
 
 
-def _make_cell(cell: object, head: Column) -> Cell:
+def _make_cell(cell: object, head: Column, limit: int) -> Cell:
     """Return a cleaned cell in its own or its column's style."""
     text, style = cell if isinstance(cell, Cell) else (cell, head.style)
-    return Cell(clean(text, limit=MAX_CELL), style)
+    return Cell(clean(text, limit=limit), style)
 
 
 def _align(heads: list[Column], rows: list[list[Cell]]) -> list[str]:

@@ -44,6 +44,7 @@ VERBS = (
     Verb("metrics", "Print one curve of a run.", "Read"),
     Verb("compare", "Compare runs: config, metrics and curves.", "Read"),
     Verb("dashboard", "Watch and compare runs in the terminal.", "Read"),
+    Verb("sql", "Ask the registry in SQL; nothing but reading is possible.", "Read"),
     Verb("tag", "Put tags on a run, or take them off.", "Keep"),
     Verb("note", "Say something about a run.", "Keep"),
     Verb("rename", "Give a run another name.", "Keep"),
