@@ -26,7 +26,7 @@ def is_finite_step(loss: float, grad_norm: float) -> bool:
 def describe(
     model: nn.Module,
     *,
-    loss: float,
+    loss: float | None,
     grad_norm: float,
     inputs: Iterable[np.ndarray],
     step: int,
@@ -40,7 +40,7 @@ def describe(
 
     Args:
         model: with the step's gradients, not clipped yet.
-        loss: of the whole step.
+        loss: of the whole step; None where nobody has seen it.
         grad_norm: total norm before clipping.
         inputs: the arrays the model was fed in this step.
         step: the optimizer step that was under way, the first being 1.
@@ -62,7 +62,7 @@ def describe(
         module=module,
         cause=cause,
         evidence={
-            "loss": _text(loss),
+            "loss": "not seen" if loss is None else _text(loss),
             "grad_norm": _text(grad_norm),
             "nonfinite_inputs": bad_inputs,
             "nonfinite_parameters": _first(bad_params),
@@ -77,7 +77,7 @@ def describe(
 
 def _blame(
     step: int,
-    loss: float,
+    loss: float | None,
     bad_inputs: int,
     bad_params: Mapping[str, int],
     bad_grads: Mapping[str, int],
@@ -101,7 +101,7 @@ def _blame(
             "parameters were not finite before this step: an earlier update broke them",
             "resume from the last checkpoint with a lower optim.lr or a longer warm-up",
         )
-    if not math.isfinite(loss):
+    if loss is not None and not math.isfinite(loss):
         return (
             "forward",
             "",
@@ -109,7 +109,8 @@ def _blame(
             "lower optim.lr, lengthen optim.warmup_steps, or try train.precision=fp32",
         )
     name = next(iter(bad_grads), "")
-    cause = "the loss is finite, its gradient is not"
+    seen = "the loss is finite, its" if loss is not None else "the loss was not seen, its"
+    cause = f"{seen} gradient is not finite" if loss is None else f"{seen} gradient is not"
     if not bad_grads:
         cause = "every gradient is finite, their total norm overflows"
     return "backward", name, cause, "lower optim.lr or try train.precision=fp32"

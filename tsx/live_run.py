@@ -1,0 +1,306 @@
+"""`Run`: what `tsx.init` returns, from its first value to its end.
+
+Owns which step a value belongs to, and that a run ends once, however its program ends. After
+`tsx.init` nothing here stops the training: what cannot be recorded is counted and told. Only a call
+on a finished run raises, for it is a mistake of the program and nothing is lost yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import operator
+import os
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+
+from registry.events import EventSink, Metrics, RunEnded, Status
+from registry.liveness import RunLock
+from tsx.cli import output
+from tsx.errors import ConfigError, RunClosed
+from tsx.launch.exit_reason import EXIT_OF_STATUS, Ending
+from tsx.run_end import ProgramEnd, explain_exception
+from tsx.run_lines import RunLines
+from tsx.trainer.telemetry import Pulse
+from tsx.watching import Call, Watching
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_INT64 = range(-(2**63), 2**63)
+_FLOAT, _STR = {float}, {str}
+
+
+class RunFacts(NamedTuple):
+    """What a run is called and where it is kept; see `Run`."""
+
+    id: str
+    name: str
+    project: str
+    config: dict[str, Any]
+    folder: Path
+
+
+class Run:
+    """A run that is being recorded; made by `tsx.init`. A context manager, safe in threads.
+
+    Attributes:
+        id: 8 characters, what `tsx show` takes.
+        name: as given.
+        project: as given.
+        config: as recorded, plain data.
+        folder: where its journal is.
+        status: "running" until the run is finished.
+    """
+
+    def __init__(
+        self, facts: RunFacts, sink: EventSink, lock: RunLock | None, *, step: int, quiet: bool
+    ) -> None:
+        self.id, self.name, self.project, self.config, self.folder = facts
+        self.status = Status.RUNNING
+        self._sink = sink
+        self._lock = lock
+        self._quiet = quiet
+        self._pid = os.getpid()
+        self._steps = itertools.count(step + 1)
+        self._endings = itertools.count()
+        self._is_finished = False
+        self._lines = RunLines(sink, step, self.tell)
+        self._telemetry = self._lines.telemetry
+        self._watching = Watching(self._lines, self.tell)
+        self._pulse = Pulse(self._telemetry, None, period_s=0.0)
+        self._pulse.__enter__()
+        self._program = ProgramEnd(self.end, lambda: self.step)
+        self._program.install()
+        _live.add(self)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end(Ending(Status.COMPLETED, "", 0) if error is None else explain_exception(error))
+
+    def __repr__(self) -> str:
+        return f"<tsx.Run {self.id} {self.name!r} {self.status}, step {self.step}>"
+
+    def _repr_html_(self) -> str:
+        from tsx.run_html import make_card
+
+        return make_card(self.id, self.name, self.status, self.step, self._lines.last)
+
+    @property
+    def step(self) -> int:
+        """The step of the last `log`; after a resume, the step the run goes on from."""
+        return self._telemetry.step
+
+    @property
+    def dropped(self) -> int:
+        """Values that were no numbers and are not recorded."""
+        return self._lines.dropped
+
+    @property
+    def last_call(self) -> Call | None:
+        """The last function that `compute` called, with its arguments and its step."""
+        return self._watching.last_call
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has ended: `log` raises."""
+        return self._is_finished
+
+    def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
+        """Record values of one step; they survive a kill of the process once this returns.
+
+        Numbers, numpy scalars and 0-d tensors; nested dicts become "a/b"; `tsx.histogram(...)`.
+        A tensor on a device is not waited for: it is copied, and read by a later call. Anything
+        else is left out, counted in `dropped` and told once a key.
+
+        Args:
+            values: key to value.
+            step: the optimizer step they belong to; default one more than the last. One that goes
+                back is taken, and told once.
+
+        Raises:
+            RunClosed: the run is finished.
+        """
+        self._check_open()
+        telemetry, lines = self._telemetry, self._lines
+        if step is None:
+            step = next(self._steps)
+        elif type(step) is int and telemetry.step <= step and step in _INT64:
+            self._steps = itertools.count(step + 1)
+        else:
+            step = self._take_step(step)
+        telemetry.step = step
+        telemetry.last_emit = now = time.time()
+        try:
+            if (
+                type(values) is dict
+                and set(map(type, values.values())) == _FLOAT
+                and set(map(type, values)) == _STR
+                and not (lines.held or lines.late)
+            ):
+                lines.last = values
+                self._sink.emit(Metrics(time=now, step=step, values=values))
+            else:
+                lines.log(values, step, now)
+        except ValueError:  # another thread has finished the run meanwhile
+            self._check_open()
+
+    def watch(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        *,
+        causal: bool = True,
+        every: int | None = None,
+    ) -> None:
+        """Look at a model's gradients and updates as its optimizer steps.
+
+        Records `watch/grad_norm` and `watch/update_ratio` on the next line that is logged, and a
+        finding where a gradient or a parameter is not finite. Ends with the run.
+
+        Args:
+            model: the module that trains.
+            optimizer: only this one's steps; default every optimizer that holds its parameters.
+            causal: the model must not see the future of a sequence; for diagnostics.
+            every: steps from one look to the next; default as many as keep its cost below 0.5 %.
+
+        Raises:
+            RunClosed: the run is finished.
+        """
+        self._check_open()
+        self._watching.watch(model, optimizer, causal=causal, every=every)
+
+    def compute(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return `fn(*args, **kwargs)`, remembered as `last_call` so that it can be replayed.
+
+        A loss in the result (a scalar, the first of a tuple, `["loss"]` or `.loss`) that is not
+        finite becomes a finding. What `fn` raises comes out as it is, with a note of the step.
+
+        Raises:
+            RunClosed: the run is finished.
+        """
+        self._check_open()
+        return self._watching.compute(fn, *args, **kwargs)
+
+    def finish(self, status: str = "completed", reason: str = "") -> None:
+        """End the run. A second call does nothing; nor does a call in a forked child.
+
+        Args:
+            status: completed, failed, diverged, oom, interrupted or killed.
+            reason: one line.
+
+        Raises:
+            ConfigError: there is no such end.
+        """
+        if status not in list(EXIT_OF_STATUS):
+            valid = ", ".join(EXIT_OF_STATUS)
+            raise ConfigError(f"finish(status={status!r}): no such end; valid: {valid}")
+        ended = Status(status)
+        self.end(Ending(ended, output.clean(reason), EXIT_OF_STATUS[ended]))
+
+    def end(self, ending: Ending) -> None:
+        """Record an ending and let go of everything; only the first ending counts."""
+        if self._is_finished or not self.is_owner:
+            return
+        self._watching.close()
+        self._lines.finish()
+        if next(self._endings) == 0:
+            self.status = ending.status
+            self._telemetry.emit(
+                RunEnded(
+                    time=time.time(),
+                    status=ending.status,
+                    reason=ending.reason,
+                    exit_code=int(ending.exit_code),
+                    step=self.step,
+                )
+            )
+        self._pulse.__exit__()
+        self._sink.close()
+        if self._lock is not None:
+            self._lock.release()
+        self._is_finished = True
+        self._program.remove()
+        self._tell_losses()
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether this process began the run, and is no fork of it."""
+        return os.getpid() == self._pid
+
+    def tell(self, text: str) -> None:
+        """Say something on stderr, unless the run is quiet."""
+        if not self._quiet:
+            # A stderr that is closed, full or none at all is no reason to stop.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                output.talk(f"tsx: run {self.id} {text}")
+
+    def warn(self, kind: str, cause: str, fix: str) -> None:
+        """Tell of something that is wrong with the recording, on stderr and as a finding."""
+        self._lines.warn(kind, "", cause, fix)
+
+    def _take_step(self, step: Any) -> int:
+        """Return a step that is no plain int or goes back, told once."""
+        try:
+            number = int(step) if isinstance(step, float) and step.is_integer() else None
+            number = operator.index(step) if number is None else number
+        except Exception:  # whatever was given, the values are kept
+            number = None
+        if number is None or number not in _INT64:
+            number = next(self._steps)
+            cause = f"step={output.clean(repr(step), limit=60)} is no whole number"
+            fix = "log(values, step=12), or leave the step out"
+            self._lines.warn("log-step", "type", f"{cause}; taken as {number}", fix)
+        elif number < self.step:
+            cause = f"step {number} was logged after step {self.step}; it is kept"
+            fix = "a run that goes on from a checkpoint: tsx.init(resume=RUN, step=STEP)"
+            self._lines.warn("log-step", "back", cause, fix)
+        self._steps = itertools.count(number + 1)
+        return number
+
+    def _check_open(self) -> None:
+        """Raise RunClosed where the run is finished."""
+        if self._is_finished:
+            raise RunClosed(
+                f"run {self.id} is finished ({self.status}); begin another with tsx.init(...), or "
+                f"go on with this one: tsx.init(resume={self.id!r})"
+            )
+
+    def _tell_losses(self) -> None:
+        """Say what is missing from the registry, if anything is."""
+        lost = getattr(self._sink, "lost", 0) + self._telemetry.lost
+        if lost:
+            self.tell(f"lost {lost} events that could not be written: look at {self.folder}")
+        fault = getattr(self._sink, "store_error", None)
+        if fault:
+            self.tell(f"is whole in its journal, but the registry lags behind: {fault}")
+        if self.dropped:
+            self.tell(f"left out {self.dropped} values that were no numbers")
+
+
+_live: weakref.WeakSet[Run] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    """Let go of what is the parent's after a fork."""
+    for run in list(_live):
+        run._lines.forget()
+        run._watching.forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

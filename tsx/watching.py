@@ -1,0 +1,183 @@
+"""What a run watches: models through their optimizers, losses through `compute`.
+
+Knows torch only once the program does. A fault in here is told as a finding `detector-failed` and
+never reaches the training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+
+from registry.events import Finding, RunPrepared, Severity
+from tsx.cli.output import clean
+from tsx.run_lines import RunLines
+from tsx.run_values import Refused, read_number
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tsx.diagnostics.watch import Watch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
+
+
+class Call(NamedTuple):
+    """A function that `compute` called, to be called again."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    step: int  # the one under way
+
+
+class Watching:
+    """The watched models and the last computation of one run."""
+
+    def __init__(self, lines: RunLines, tell: Callable[[str], None]) -> None:
+        self._lines = lines
+        self._tell = tell
+        self._watches: list[Watch] = []
+        self._numbers = itertools.count(1)
+        self._is_told = False
+        self.last_call: Call | None = None
+
+    def watch(
+        self, model: nn.Module, optimizer: object, *, causal: bool, every: int | None
+    ) -> None:
+        """See `Run.watch`; a model that is watched already gets one more optimizer."""
+        try:
+            from tsx.diagnostics.watch import Watch, unwrap
+
+            if every is not None and (not isinstance(every, int) or every < 1):
+                raise ValueError(f"every={every!r} is no number of steps")
+            for watch in self._watches:
+                if watch.model is unwrap(model):
+                    watch.add(optimizer)
+                    return
+            watch = Watch(
+                model,
+                optimizer,
+                self._lines,
+                numbers=self._numbers,
+                causal=causal,
+                every=every,
+            )
+            self._watches.append(watch)
+            self._lines.emit(describe_models([watch.model for watch in self._watches]))
+        except Exception as error:
+            self._fail("watch", error)
+
+    def compute(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """See `Run.compute`."""
+        step = self._lines.step + 1
+        self.last_call = Call(fn, args, kwargs, step)
+        try:
+            result = fn(*args, **kwargs)
+        except BaseException as error:
+            with contextlib.suppress(Exception):
+                error.add_note(f"tsx: raised in run.compute, at step {step}")
+            raise
+        try:
+            self._check_loss(result, step)
+        except Exception as error:
+            self._fail("compute", error)
+        return result
+
+    def close(self) -> None:
+        """Take all hooks away."""
+        for watch in self._watches:
+            with contextlib.suppress(Exception):
+                watch.close()
+
+    def forget(self) -> None:
+        """Watch no more, in a forked child."""
+        self.close()
+        self._watches = []
+
+    def _check_loss(self, result: Any, step: int) -> None:
+        """Look at the loss that a result holds, if any: on the host at once, else later."""
+        with contextlib.suppress(Refused):
+            loss = read_number(_find_loss(result))
+            if isinstance(loss, float):
+                self._judge(loss, step)
+            else:
+                self._lines.read_late(loss.detach().clone(), lambda value: self._judge(value, step))
+
+    def _judge(self, loss: float, step: int) -> None:
+        """Tell of a loss that is not finite, once until it is finite again."""
+        is_bad = not math.isfinite(loss)
+        for watch in self._watches:
+            watch.loss = loss
+            if is_bad:
+                watch.look_next()
+        if is_bad and not self._is_told:
+            name = "NaN" if math.isnan(loss) else f"{loss:+}".replace("inf", "infinite")
+            self._tell(f"step {step}: the loss is {name}")
+            self._lines.emit(
+                Finding(
+                    time=time.time(),
+                    kind="non-finite",
+                    severity=Severity.ERROR,
+                    step=step,
+                    phase="forward",
+                    cause="the loss that run.compute returned is not finite",
+                    evidence={"loss": loss},
+                    fix="lower the learning rate, or look at the batch of this step",
+                )
+            )
+        self._is_told = is_bad
+
+    def _fail(self, name: str, error: Exception) -> None:
+        """Tell of a detector that failed; training goes on without it."""
+        cause = f"{name} failed: {type(error).__name__}: {clean(error, limit=300)}"
+        fix = "train on without it; run.watch takes a torch module and its optimizer"
+        self._lines.warn("detector-failed", name, cause, fix, error=error)
+
+
+def describe_models(models: list[nn.Module]) -> RunPrepared:
+    """Return what the watched models are: parameters, device, precision."""
+    torch = sys.modules["torch"]
+    from tsx.diagnostics.watch import is_measurable
+    from tsx.perf.device import find_device_name
+
+    params: dict[int, Tensor] = {
+        id(p): p for model in models for p in model.parameters() if not _is_lazy(p)
+    }
+    first = next((p for p in params.values() if is_measurable(p)), None)
+    device = torch.device("cpu") if first is None else first.device
+    dtype = "" if first is None else str(first.dtype).removeprefix("torch.")
+    return RunPrepared(
+        time=time.time(),
+        pid=os.getpid(),
+        device=str(device),
+        device_name=find_device_name(device),
+        precision=_PRECISIONS.get(dtype, dtype),
+        threads=torch.get_num_threads(),
+        params_total=sum(p.numel() for p in params.values()),
+        versions={"torch": str(torch.__version__), "cuda": torch.version.cuda or ""},
+    )
+
+
+def _is_lazy(param: Tensor) -> bool:
+    """Return whether a parameter has no shape yet."""
+    return bool(sys.modules["torch"].nn.parameter.is_lazy(param))
+
+
+def _find_loss(result: Any) -> Any:
+    """Return what may be the loss in a result: itself, the first of a tuple, "loss" or .loss."""
+    if isinstance(result, Mapping):
+        return result.get("loss")
+    if isinstance(result, tuple | list):
+        return result[0] if result else None
+    held = getattr(result, "loss", None)
+    return result if held is None or callable(held) else held
