@@ -44,6 +44,7 @@ END, BEFORE, MOVES = 1, 2, 3  # words of the header
 
 _MAGIC = int.from_bytes(b"tsxtail1", sys.byteorder)
 _PAGE = 4096
+_FAR = 2**48  # no journal is longer
 NO_WORDS = memoryview(bytes(BASE)).cast("Q")  # of no tail: there is no room
 _SAFE = {"ext2", "ext3", "ext4", "tmpfs"}
 
@@ -169,11 +170,7 @@ def complete(journal: Path) -> bool:
 
 def has_waiting(journal: Path) -> bool:
     """Tell whether the tail of a journal holds anything."""
-    try:
-        with journal.with_name(TAIL_NAME).open("rb", buffering=0) as file:
-            words = _read_words(file.read(BASE))
-    except OSError:
-        return False
+    words = _read_words(_read(journal, BASE))
     return bool(words) and words[END] > BASE
 
 
@@ -182,10 +179,7 @@ def read_waiting(journal: Path) -> tuple[tuple[int, ...], list[bytes]]:
 
     They belong to a journal that was read before and after while the mark was the same.
     """
-    try:
-        data = journal.with_name(TAIL_NAME).read_bytes()[:SIZE]
-    except OSError:
-        return (), []
+    data = _read(journal, SIZE)
     words = _read_words(data)
     if not words:
         return (), []
@@ -193,7 +187,9 @@ def read_waiting(journal: Path) -> tuple[tuple[int, ...], list[bytes]]:
     if words[BEFORE]:
         with contextlib.suppress(OSError), journal.open("rb") as file:
             file.seek(words[BEFORE] - 1)
-            lines = lines[count_moved(lines, file) :]
+            # A last line that lacks its newline is not read there yet.
+            whole = (line for line in file if line.endswith(b"\n"))
+            lines = lines[count_moved(lines, whole) :]
     return (words[MOVES], words[BEFORE]), lines
 
 
@@ -252,12 +248,28 @@ def count_moved(lines: Sequence[bytes], found: Iterable[bytes]) -> int:
     return moved
 
 
+def _read(journal: Path, size: int) -> bytes:
+    """Return the first bytes of a journal's tail; nothing where there is none."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(journal.with_name(TAIL_NAME), flags)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, size)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
 def _read_words(data: bytes) -> tuple[int, ...]:
     """Return the words of a header; nothing where it is none."""
     if len(data) < BASE:
         return ()
     words = tuple(memoryview(data)[:BASE].cast("Q"))
-    return words if words[0] == _MAGIC and BASE <= words[END] <= SIZE else ()
+    is_whole = words[0] == _MAGIC and BASE <= words[END] <= SIZE and words[BEFORE] <= _FAR
+    return words if is_whole else ()
 
 
 def _list_lines(data: bytes | memoryview, end: int) -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 
 import pytest
 
@@ -28,27 +29,54 @@ errors.add(recorder.store_error)
 print(errors, flush=True)
 """
 LINES = 300
+WRITERS, READERS = 8, 4
+
+
+class Watcher(threading.Thread):
+    """Reads everything again and again; what was there once must stay."""
+
+    def __init__(self, home, url):
+        super().__init__()
+        self._home, self._url = home, url
+        self.done = threading.Event()
+        self.looks = 0
+        self.error = None
+
+    def run(self):
+        try:
+            with Reader.open(self._url) as reader:
+                seen = 0
+                while not self.done.is_set():
+                    recover(self._home, self._url)
+                    reader.data_version()
+                    counts = [len(reader.get_series(run.id, "k3")) for run in reader.list_runs()]
+                    assert sum(counts) >= seen, counts
+                    seen = sum(counts)
+                    self.looks += 1
+        except BaseException as error:
+            self.error = error
 
 
 @pytest.mark.slow
 def test_writers_and_readers_at_once(home, url, start_python):
-    names = [f"aaaa000{number}" for number in range(5)]
+    names = [f"aaaa000{number}" for number in range(WRITERS)]
     writers = [
         start_python(WRITING, home / "runs" / name, url, LINES, stderr=subprocess.PIPE)
         for name in names
     ]
-    seen = 0
+    watchers = [Watcher(home, url) for _ in range(READERS)]
+    for watcher in watchers:
+        watcher.start()
+    for writer in writers:
+        assert writer.stdout.read() == "{None}\n", writer.stderr.read()
+        assert writer.stderr.read() == ""
+        writer.stderr.close()
+    for watcher in watchers:
+        watcher.done.set()
+        watcher.join()
+        assert watcher.error is None
+        assert watcher.looks > 0
     with Reader.open(url) as reader:
-        while any(writer.poll() is None for writer in writers):
-            recover(home, url)
-            version = reader.data_version()
-            counts = [len(reader.get_series(run.id, "k3")) for run in reader.list_runs()]
-            assert sum(counts) >= seen, version
-            seen = sum(counts)
-        for writer in writers:
-            assert writer.stdout.read() == "{None}\n", writer.stderr.read()
-            assert writer.stderr.read() == ""
-            writer.stderr.close()
         runs = reader.list_runs()
         assert sorted(run.id for run in runs) == names
         assert {run.status for run in runs} == {"completed"}
