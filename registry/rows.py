@@ -117,8 +117,8 @@ def to_histograms(
         yield HistogramRow(
             key=names[row["key"]],
             step=row["step"],
-            edges=tuple(from_json(row["edges"])),
-            counts=tuple(from_json(row["counts"])),
+            edges=tuple(map(float, from_json(row["edges"]))),
+            counts=tuple(map(int, from_json(row["counts"]))),
             nonfinite_count=row["nonfinite_count"],
             time=created + row["time_ms"] / 1000,
         )

@@ -11,6 +11,7 @@ gives each series its colour. Names are shown as they are, unprintable character
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from bisect import bisect_left, bisect_right
@@ -144,6 +145,19 @@ def draw_sparkline(values: Sequence[float], width: int) -> str:
             share = (shown[-1] / 2 - low / 2) / span
             cells.append(_BLOCKS[min(int(share * len(_BLOCKS)), len(_BLOCKS) - 1)])
     return "".join(cells).ljust(width)
+
+
+def draw_bars(counts: Sequence[int], width: int) -> str:
+    """Return at most `width` cells of blocks, each as high as the counts that fall into it."""
+    cells = max(min(width, len(counts)), 0)
+    places = [cell * len(counts) // cells for cell in range(cells)] + [len(counts)]
+    sums = [sum(counts[start:stop]) for start, stop in itertools.pairwise(places)]
+    most = max(sums, default=0)
+    # Whole numbers: a count may be larger than any float. Nothing is blank, little is not.
+    return "".join(
+        _BLOCKS[min(len(_BLOCKS) * held // most, len(_BLOCKS) - 1)] if held > 0 else " "
+        for held in sums
+    )
 
 
 def _check(curve: Curve) -> None:

@@ -11,7 +11,15 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from registry.views import ArtifactRow, FindingRow, MetricSummary, RunDetail, RunRow
+from registry.views import (
+    ArtifactRow,
+    FindingRow,
+    HistogramRow,
+    MetricSummary,
+    RunDetail,
+    RunRow,
+)
+from tsx.chart import draw_bars
 from tsx.cli.output import clean
 from tsx.compare.configdiff import find_changes, flatten, show_value
 from tsx.compare.direction import find_best
@@ -42,6 +50,7 @@ def list_head_lines(run: RunRow, now: float) -> list[Line]:
     """Return the name, the status with its reason, the progress and what the run trained on."""
     kind = find_status_kind(run.status)
     facts = [clean(fact) for fact in (run.recipe, run.device, run.precision, run.data_source)]
+    facts[:0] = [f"project {clean(run.project)}"] if run.project else []
     facts += [f"seed {run.seed}"] + (["smoke"] if run.smoke else [])
     status = [Piece(f"{STATUS_GLYPHS.get(run.status, '✗')} {clean(run.status)}", kind)]
     if run.reason:
@@ -75,6 +84,26 @@ def list_metric_lines(metrics: Mapping[str, MetricSummary], width: int = 120) ->
     lines = [Line((Piece(pad("metric", name_width) + head, "head"),))]
     ordered = [key for group in group_keys(metrics) for _, key in group.members]
     return lines + [_make_metric_line(metrics[key], name_width, names) for key in ordered]
+
+
+def list_histogram_lines(rows: Iterable[HistogramRow], *, by_step: bool = False) -> list[Line]:
+    """Return one line per histogram: its key, or its step, and the counts over their range."""
+    listed = [*rows]
+    names = [f"step {row.step}" if by_step else clean(row.key) for row in listed]
+    width = min(max(map(count_cells, names), default=0), 44)
+    return [
+        Line(
+            (
+                Piece(pad(name, width) + "  ", "text"),
+                Piece(draw_bars(row.counts, _BAR), "hint"),
+                Piece(f"  {_show_range(row)}", "strong"),
+                Piece(f"  {sum(row.counts)} values", "muted"),
+                Piece("" if by_step else f"  step {row.step}", "muted"),
+                *_list_nonfinite(row.nonfinite_count),
+            )
+        )
+        for name, row in zip(names, listed, strict=True)
+    ]
 
 
 def list_finding_lines(findings: Iterable[FindingRow], width: int) -> list[Line]:
@@ -219,6 +248,18 @@ def _list_progress(run: RunRow) -> list[Piece]:
     return pieces
 
 
+def _list_nonfinite(count: int) -> list[Piece]:
+    """Return how many values are not finite, where any is."""
+    return [Piece(f"  {count} not finite", "error")] if count else []
+
+
+def _show_range(row: HistogramRow) -> str:
+    """Return from where to where the values of a histogram reach."""
+    if not row.edges:
+        return "nothing finite"
+    return f"{format_value(row.edges[0])} .. {format_value(row.edges[-1])}"
+
+
 def _make_metric_line(summary: MetricSummary, width: int, names: list[str]) -> Line:
     """Return one line of the metrics table."""
     best = find_best(summary)
@@ -235,9 +276,7 @@ def _make_metric_line(summary: MetricSummary, width: int, names: list[str]) -> L
     for name, size in _COLUMNS:
         if name in names:
             pieces.append(Piece(pad(cells[name].text, size, right=True), cells[name].kind))
-    if summary.nonfinite_count:
-        pieces.append(Piece(f"  {summary.nonfinite_count} not finite", "error"))
-    return Line(tuple(pieces))
+    return Line((*pieces, *_list_nonfinite(summary.nonfinite_count)))
 
 
 def _wrap(text: str, indent: str, width: int, kind: str) -> list[Line]:

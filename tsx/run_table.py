@@ -22,6 +22,7 @@ class Column(NamedTuple):
 _COLUMNS = (
     Column("id"),
     Column("name"),
+    Column("project", rank=3),
     Column("recipe", rank=3),
     Column("status"),
     Column("step", right=True, rank=1),
@@ -32,6 +33,9 @@ _COLUMNS = (
     Column("tags", rank=5),
 )
 _MIN_NAME = 12
+_OPTIONAL = ("project", "tags")  # columns that are left out where they would be empty
+
+KEYS = ("train/loss", "val/loss")  # metrics that a line shows
 
 
 def make_lines(runs: Sequence[RunRow], now: float, width: int | None) -> list[Line]:
@@ -43,7 +47,11 @@ def make_lines(runs: Sequence[RunRow], now: float, width: int | None) -> list[Li
         width: cells of a line, or None to cut no cell below MAX_CELL characters.
     """
     rows = [_make_cells(run, now) for run in runs]
-    columns = [column for column in _COLUMNS if column.title != "tags" or any(r.tags for r in runs)]
+    columns = [
+        column
+        for column in _COLUMNS
+        if column.title not in _OPTIONAL or any(row[column.title].text for row in rows)
+    ]
     widths = {
         title: max([count_cells(title), *(count_cells(row[title].text) for row in rows)])
         for title in (column.title for column in columns)
@@ -61,11 +69,12 @@ def _make_cells(run: RunRow, now: float) -> dict[str, Piece]:
     return {
         "id": Piece(clean(run.id), "hint"),
         "name": Piece(clean(run.name, limit=MAX_CELL), "strong"),
+        "project": Piece(clean(run.project, limit=MAX_CELL), "text"),
         "recipe": Piece(clean(run.recipe, limit=MAX_CELL), "text"),
         "status": Piece(f"{STATUS_GLYPHS[kind]} {clean(run.status)}", kind),
         "step": Piece(format_step(run.step, run.steps), "text"),
-        "loss": Piece(format_value(run.metrics.get("train/loss")), "text"),
-        "val loss": Piece(format_value(run.metrics.get("val/loss")), "text"),
+        "loss": Piece(format_value(run.metrics.get(KEYS[0])), "text"),
+        "val loss": Piece(format_value(run.metrics.get(KEYS[1])), "text"),
         "age": Piece(format_age(run.created, now), "muted"),
         "data": Piece(data, "muted"),
         "tags": Piece(clean(" ".join(run.tags), limit=MAX_CELL), "muted"),

@@ -20,6 +20,7 @@ _PARTS: dict[int, Style] = {
 }
 _MAX_CHART = 110  # cells: wider ones only stretch the curve
 _CHART_ROWS = 14
+MAX_COLUMNS = 2 * _MAX_CHART  # of dots: what an outline has to fill
 
 
 def show_curves(curves: Sequence[Curve], frame: Frame, rows: int = _CHART_ROWS) -> None:

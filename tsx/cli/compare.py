@@ -52,7 +52,7 @@ def _show_curves(report: Report, reader: Reader, keys: tuple[str, ...]) -> None:
     """Draw the curves of all runs over one another, a chart per metric."""
     from tsx.chart import Frame
     from tsx.cli import output
-    from tsx.cli.charts import show_curves
+    from tsx.cli.charts import MAX_COLUMNS, show_curves
     from tsx.cli.output import clean
     from tsx.compare.align import align
     from tsx.compare.report import name_runs
@@ -63,7 +63,8 @@ def _show_curves(report: Report, reader: Reader, keys: tuple[str, ...]) -> None:
     for key in wanted:
         if key not in compared:
             continue
-        aligned = align([reader.get_series(run.id, key) for run in report.runs], names)
+        outlines = [reader.get_outline(run.id, key, MAX_COLUMNS) for run in report.runs]
+        aligned = align(outlines, names)
         if any(len(curve.xs) for curve in aligned.curves):
             output.data("")
             show_curves(aligned.curves, Frame(title=clean(key), x_label=aligned.x_label))

@@ -18,10 +18,11 @@ RESUMABLE = {"interrupted", "killed", "oom", "failed"}
 def show_overview() -> None:
     """Show the runs under way, the last few that ended, and the next commands."""
     from tsx.cli.reading import open_reader
+    from tsx.run_table import KEYS
 
     with open_reader() as reader:
-        running = reader.list_runs(status="running")
-        latest = reader.list_runs(limit=MAX_ENDED + len(running))
+        running = reader.list_runs(status="running", keys=KEYS)
+        latest = reader.list_runs(limit=MAX_ENDED + len(running), keys=KEYS)
     ended = [run for run in latest if run.status != "running"][:MAX_ENDED]
     _show_runs("running", running)
     _show_runs("ended last", ended)

@@ -35,6 +35,7 @@ def to_plain_run(run: RunRow) -> dict[str, Any]:
     return {
         "id": run.id,
         "name": run.name,
+        "project": run.project,
         "recipe": run.recipe,
         "status": run.status,
         "reason": run.reason,

@@ -58,7 +58,7 @@ def to_plain(detail: RunDetail) -> dict[str, Any]:
 
     names = ("time", "from_step", "steps")
     resumes = [dict(zip(names, resume, strict=True)) for resume in detail.resumes]
-    return {
+    plain = {
         "run": to_plain_run(detail.run) | {"resumes": resumes},
         "config": detail.config,
         "environment": detail.environment,
@@ -66,6 +66,9 @@ def to_plain(detail: RunDetail) -> dict[str, Any]:
         "findings": [asdict(finding) for finding in detail.findings],
         "artifacts": [asdict(artifact) for artifact in detail.artifacts],
     }
+    if detail.histograms:
+        plain["histograms"] = {key: asdict(row) for key, row in detail.histograms.items()}
+    return plain
 
 
 def _show_output(detail: RunDetail) -> None:
@@ -97,6 +100,9 @@ def _show_detail(detail: RunDetail, reader: Reader) -> None:
         show_lines(pages.list_finding_lines(detail.findings, find_width()))
     show_heading("metrics")
     show_lines(pages.list_metric_lines(detail.metrics, find_width()))
+    if detail.histograms:
+        show_heading("histograms")
+        show_lines(pages.list_histogram_lines(detail.histograms.values()))
     show_heading("config, where it is not the default")
     show_lines(pages.list_change_lines(detail.config))
     show_heading("environment")
@@ -112,7 +118,7 @@ def _show_detail(detail: RunDetail, reader: Reader) -> None:
 def _show_loss(detail: RunDetail, reader: Reader) -> None:
     """Draw the loss curves, where the run has any."""
     from tsx.chart import Frame
-    from tsx.cli.charts import show_curves
+    from tsx.cli.charts import MAX_COLUMNS, show_curves
     from tsx.curve_groups import Group, make_curves
 
     group = Group("loss", (("train", "train/loss"), ("val", "val/loss"), ("ood", "ood/loss")))
@@ -121,5 +127,5 @@ def _show_loss(detail: RunDetail, reader: Reader) -> None:
         from tsx.cli import output
 
         output.data("")
-        held = {key: reader.get_series(detail.run.id, key) for key in keys}
+        held = {key: reader.get_outline(detail.run.id, key, MAX_COLUMNS) for key in keys}
         show_curves(make_curves(group, held), Frame(title=group.title))
