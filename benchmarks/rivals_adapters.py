@@ -10,10 +10,9 @@ messages.
 from __future__ import annotations
 
 import importlib
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +33,23 @@ class Tsx(Rival):
         """Return this tree's version."""
         return f"tsx {importlib.import_module('tsx').__version__}"
 
-    def load(self) -> None:
-        """Import the recorder."""
-        from registry import events, store
+    @classmethod
+    def list_settings(cls, folder: Path) -> dict[str, str]:
+        """Return what keeps it in its folder and silent."""
+        return {"TSX_HOME": str(folder), "TSX_QUIET": "1"}
 
-        self._events, self._store = events, store
+    def load(self) -> None:
+        """Import the library and what is behind its lazy door."""
+        import tsx
+
+        self._init = tsx.init
 
     def load_reader(self) -> None:
         """Import the reader and what folds in what a dead process left."""
         from registry import queries, recover
 
         self._queries, self._recover = queries, recover
+        self._reader: Any = None
 
     @property
     def url(self) -> str:
@@ -52,39 +57,31 @@ class Tsx(Rival):
         return f"sqlite:///{self.folder / 'registry.db'}"
 
     def start(self, run: str) -> None:
-        """Begin a run; its folder has its name."""
-        self._sink = self._store.Recorder(self.folder / "runs" / run, self.url)
-        self._sink.emit(
-            self._events.RunStarted(
-                time=time.time(), run_id=run, name=run, project=PROJECT, pid=os.getpid()
-            )
-        )
+        """Begin a run."""
+        self._run = self._init(project=PROJECT, name=run)
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Record values of one step."""
-        self._sink.emit(self._events.Metrics(time=time.time(), step=step, values=values))
+        self._run.log(values, step=step)
 
     def finish(self) -> None:
-        """End the run; what the recorder could not fold in its time is folded here."""
-        self._sink.emit(
-            self._events.RunEnded(time=time.time(), status=self._events.Status.COMPLETED)
-        )
-        self._sink.close()
-        self.load_reader()
-        self._recover.recover(self.folder, self.url)
+        """End the run."""
+        self._run.finish()
 
     def read_series(self, run: str, key: str) -> Curve:
         """Return one whole curve."""
-        return self._read(run, lambda reader, found: reader.get_series(found, key))
+        series = self._open().get_series(self._get_id(run), key)
+        return Curve(series.steps, series.values)
 
     def read_outline(self, run: str, key: str, width: int) -> Curve:
         """Return the points that a chart needs."""
-        return self._read(run, lambda reader, found: reader.get_outline(found, key, width))
+        series = self._open().get_outline(self._get_id(run), key, width)
+        return Curve(series.steps, series.values)
 
     def list_runs(self, limit: int) -> dict[str, dict[str, float]]:
         """Return the newest runs."""
-        with self._queries.Reader.open(self.url) as reader:
-            return {run.name: run.metrics for run in reader.list_runs(limit=limit)}
+        runs = self._open().list_runs(limit=limit)
+        return {run.name: run.metrics for run in runs}
 
     def count_bytes(self) -> dict[str, int]:
         """Return the registry's bytes and the journals' apart."""
@@ -94,12 +91,15 @@ class Tsx(Rival):
             found[kind] += path.stat().st_size
         return found
 
-    def _read(self, run: str, ask: Callable[[Any, str], Any]) -> Curve:
-        """Return the series that `ask` gets, as a command would that was just started."""
-        self._recover.recover(self.folder, self.url)
-        with self._queries.Reader.open(self.url) as reader:
-            series = ask(reader, reader.get_run(run).id)
-        return Curve(series.steps, series.values)
+    def _open(self) -> Any:
+        """Return a reader as a command opens it; it stays open, as the dashboard's does."""
+        if self._reader is None:
+            self._recover.recover(self.folder, self.url)
+            self._reader = self._queries.Reader.open(self.url)
+        return self._reader
+
+    def _get_id(self, run: str) -> str:
+        return str(self._open().get_run(run).id)
 
 
 class Trackio(Rival):

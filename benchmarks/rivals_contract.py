@@ -34,7 +34,7 @@ class Rival:
     lists = True  # can list runs with their last values offline
     shares = False  # writers and readers of several processes meet in one file
     promises = False  # has targets of its own: this project
-    outline_note = ""  # what read_outline uses; empty where there is nothing but the whole curve
+    outline_note = "the whole curve"  # what read_outline gives
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -151,6 +151,7 @@ def measure_read(rival: Rival, order: dict[str, Any]) -> dict[str, Any]:
     assert curve is not None
     return {
         "ms": times,
+        "of": steps,
         "points": len(curve.steps),
         "missing": steps - len(set(curve.steps)) if width is None else 0,
         "spike": bool(len(curve.values)) and is_same(max(curve.values), SPIKE),
@@ -200,7 +201,7 @@ def measure_list(rival: Rival, order: dict[str, Any]) -> dict[str, Any]:
         all(is_same(values.get(key, -1.0), wanted[key]) for key in KEYS)
         for values in listed.values()
     )
-    return {"ms": times, "runs": len(listed), "missing": order["limit"] - right}
+    return {"ms": times, "of": order["runs"], "missing": order["limit"] - right}
 
 
 MEASURES: dict[str, Callable[[Rival, dict[str, Any]], dict[str, Any]]] = {

@@ -21,7 +21,7 @@ class Scale:
 
     rounds: int = 3
     kills: int = 50
-    kills_at_full_speed: int = 20
+    kills_at_full_speed: int = 10
     paces: tuple[tuple[float, int], ...] = ((1, 300), (10, 150), (50, 60))  # milliseconds, calls
     steps: int = 100_000
     long_steps: int = 1_000_000
@@ -68,8 +68,9 @@ def iter_tasks(rivals: Sequence[type[Rival]], scale: Scale) -> Iterator[Task]:
     for turn in range(scale.rounds):
         for rival in rivals:
             yield _pace(rival, turn, scale)
-    yield from _iter_kills(rivals, "kills", scale.kills, pace_ms=2.0)
-    yield from _iter_kills(rivals, "kills_full", scale.kills_at_full_speed, pace_ms=0.0)
+    yield from _iter_kills(rivals, "kills", scale.kills, pace_ms=2.0, last_s=1.5)
+    many = scale.kills_at_full_speed
+    yield from _iter_kills(rivals, "kills_full", many, pace_ms=0.0, last_s=0.5)
     yield from _iter_curves(rivals, scale)
     yield from _iter_lists(rivals, scale)
     for rival in rivals:
@@ -90,14 +91,17 @@ def _pace(rival: type[Rival], turn: int, scale: Scale) -> Task:
 
 
 def _iter_kills(
-    rivals: Sequence[type[Rival]], part: str, kills: int, *, pace_ms: float
+    rivals: Sequence[type[Rival]], part: str, kills: int, *, pace_ms: float, last_s: float
 ) -> Iterator[Task]:
     """Yield the kills of every rival, then what its reader finds."""
-    order = {"run": "kill", "kills": kills, "pace_ms": pace_ms, "seed": 1, "settle_s": 3.0}
+    order = {
+        **{"run": "kill", "kills": kills, "pace_ms": pace_ms, "between_s": (0.05, last_s)},
+        **{"seed": 1, "settle_s": 3.0},
+    }
     if not kills:
         return
     for rival in rivals:
-        yield Task(rival, f"{part} made", "kills", part, order, kills * 0.8 + 5)
+        yield Task(rival, f"{part} made", "kills", part, order, kills * (last_s / 2 + 0.4) + 5)
         yield Task(rival, part, "check_kills", part, {}, 5 + kills * 0.05)
 
 
@@ -127,14 +131,14 @@ def _iter_lists(rivals: Sequence[type[Rival]], scale: Scale) -> Iterator[Task]:
         yield Task(rival, "list made", "make_runs", "list", {"runs": scale.runs}, seconds)
     for _ in range(scale.rounds):
         for rival in listing:
-            order = {"limit": scale.runs, "times": 3}
+            order = {"limit": scale.runs, "runs": scale.runs, "times": 3}
             yield Task(rival, "list", "list", "list", order, 5)
     for rival in listing:
         if rival.promises:
             made = {"runs": scale.many_runs}
             yield Task(rival, "page made", "make_journals", "many", made, scale.many_runs * 0.01)
             for _ in range(scale.rounds):
-                yield Task(rival, "page", "list", "many", {"limit": 100, "times": 5}, 3)
+                yield Task(rival, "page", "list", "many", made | {"limit": 100, "times": 5}, 3)
 
 
 def _crowd(rival: type[Rival], scale: Scale) -> Task:

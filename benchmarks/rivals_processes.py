@@ -36,7 +36,8 @@ def measure_kills(rival: Rival, order: dict[str, Any]) -> dict[str, Any]:
     acknowledged = {}
     for number in range(order["kills"]):
         run = f"{order['run']}{number:04}"
-        acknowledged[run] = _kill_one(rival, run, order["pace_ms"] / 1e3, rng.uniform(0.05, 0.5))
+        after_s = rng.uniform(*order["between_s"])
+        acknowledged[run] = _kill_one(rival, run, order["pace_ms"] / 1e3, after_s)
     time.sleep(order["settle_s"])  # a rival's own helper process may still be writing
     (rival.folder / _ACKNOWLEDGED).write_text(json.dumps(acknowledged))
     return {"kills": len(acknowledged)}
@@ -148,7 +149,9 @@ def _fork(rival: Rival, name: str, job: _Job, order: dict[str, Any], barrier: fl
         return pid
     errors: list[str] = []
     warnings.simplefilter("always")
-    warnings.showwarning = lambda message, *_rest, **_named: errors.append(f"warned: {message}")
+    warnings.showwarning = lambda message, kind, *_rest, **_named: (
+        None if issubclass(kind, DeprecationWarning) else errors.append(f"warned: {message}")
+    )
     answer: dict[str, Any] = {}
     try:
         answer = job(rival, name, order | {"errors": errors}, barrier)

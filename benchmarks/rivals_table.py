@@ -58,8 +58,8 @@ def render(
                 missed += 1
         if any(cells):
             lines.append(f"| {row.title} | " + " | ".join(cells) + f" | {verdict} |")
-    notes = [f"{rival.name}, {rival.outline_note}" for rival in rivals if rival.outline_note]
-    lines += ["", "For a chart: " + "; ".join(notes) + "."]
+    notes = [f"{rival.name} {rival.outline_note}" for rival in rivals]
+    lines += ["", "A chart is given, by " + "; by ".join(notes) + "."]
     lines += [_say_connections(found)]
     lines += [f"Broke: {name}, {part}: {why}." for (part, name), why in failed.items()]
     return "\n".join(lines), missed
@@ -107,7 +107,7 @@ def _say_connections(found: Found) -> str:
 
 
 def _list_rows(found: Found) -> list[Row]:
-    """Return every row; the paces are those that were measured."""
+    """Return every row; how much was measured is told from the answers."""
     rows = [
         Row("import, ms", "start", _show_start("import_ms")),
         Row("start of a run, ms (the first of all)", "start", _show_start("init_ms")),
@@ -117,18 +117,32 @@ def _list_rows(found: Found) -> list[Row]:
     for case in paced[0]["times_us"] if paced else ():
         title = f"log call of 8 values, {case} between: median (99th percentile), us"
         rows.append(Row(title, "pace", _show_pace(case), 10, "us"))
+    chart = "for a chart of 1,000 columns, ms"
+    long = _count(found, "long outline")
     return [
         *rows,
         Row("lost at SIGKILL, a call every 2 ms", "kills", _show_kills, 0),
         Row("lost at SIGKILL, calls without a pause", "kills_full", _show_kills, 0),
-        Row("a long curve into memory, ms", "series", _show_read, 120, "ms"),
-        Row("the same for a chart of 1,000 columns, ms", "outline", _show_outline),
-        Row("ten times as long, for that chart, ms", "long outline", _show_outline, 10, "ms"),
-        Row("runs with their last values, ms", "list", _show_list, 30, "ms"),
-        Row("the newest 100 of very many runs, ms", "page", _show_list, 100, "ms"),
+        Row(f"a curve of {_count(found, 'series')} points, ms", "series", _show_read, 120, "ms"),
+        Row(f"the same {chart}", "outline", _show_outline),
+        Row(
+            f"{long} points {chart}",
+            "long outline",
+            _show_outline,
+            10,
+            "ms",
+        ),
+        Row(f"{_count(found, 'list')} runs with last values, ms", "list", _show_list, 30, "ms"),
+        Row(f"the newest 100 of {_count(found, 'page')} runs, ms", "page", _show_list, 100, "ms"),
         Row("8 writers and 4 readers at once, points", "crowd", _show_crowd, 0),
         Row("bytes a point", "size", _show_size, 40, "bytes"),
     ]
+
+
+def _count(found: Found, part: str) -> str:
+    """Return how many points or runs a part is about."""
+    counts = [answer["of"] for rounds in found.get(part, {}).values() for answer in rounds]
+    return f"{max(counts, default=0):,}"
 
 
 def _show_start(key: str) -> Callable[[Rounds], Cell]:
@@ -149,9 +163,14 @@ def _show_pace(case: str) -> Callable[[Rounds], Cell]:
         if not times:
             return Cell("", 0)
         middle = statistics.median(times)
-        return Cell(f"{middle:,.3g} ({times[int(len(times) * 0.99)]:,.3g})", middle)
+        return Cell(f"{_say(middle)} ({_say(times[int(len(times) * 0.99)])})", middle)
 
     return show
+
+
+def _say(number: float) -> str:
+    """Return a figure with as many digits as mean something."""
+    return f"{number:,.1f}" if number < 100 else f"{number:,.0f}"
 
 
 def _show_kills(rounds: Rounds) -> Cell:
@@ -163,24 +182,21 @@ def _show_kills(rounds: Rounds) -> Cell:
 
 
 def _show_read(rounds: Rounds) -> Cell:
-    middle = _get_median(rounds)
-    text = f"{middle:,.1f} ({rounds[0]['points']:,} points)"
+    shown = _time_reads(rounds)
     missing = max(answer["missing"] for answer in rounds)
-    return Cell(text + (f", {missing:,} missing" if missing else ""), middle)
+    return shown._replace(text=shown.text + (f", {missing:,} points missing" if missing else ""))
 
 
 def _show_outline(rounds: Rounds) -> Cell:
-    middle = _get_median(rounds)
-    kept = all(answer["spike"] for answer in rounds)
-    points = f"{rounds[0]['points']:,} points, the spike {'kept' if kept else '**lost**'}"
-    return Cell(f"{middle:,.1f} ({points})", middle)
+    shown = _time_reads(rounds)
+    spike = "kept" if all(answer["spike"] for answer in rounds) else "**lost**"
+    return shown._replace(text=f"{shown.text}, {rounds[0]['points']:,} points, spike {spike}")
 
 
 def _show_list(rounds: Rounds) -> Cell:
-    middle = _get_median(rounds)
+    shown = _time_reads(rounds)
     missing = max(answer["missing"] for answer in rounds)
-    wrong = f", {missing} wrong" if missing else ""
-    return Cell(f"{middle:,.1f} ({rounds[0]['runs']} runs{wrong})", middle)
+    return shown._replace(text=shown.text + (f", {missing} runs wrong" if missing else ""))
 
 
 def _show_crowd(rounds: Rounds) -> Cell:
@@ -201,6 +217,8 @@ def _show_size(rounds: Rounds) -> Cell:
     return Cell(f"{sizes['store']:.1f}{beside} ({answer['points']:,} points)", sizes["store"])
 
 
-def _get_median(rounds: Rounds) -> float:
-    """Return the median of all reads of all rounds, the cold first ones included."""
-    return statistics.median(ms for answer in rounds for ms in answer["ms"])
+def _time_reads(rounds: Rounds) -> Cell:
+    """Show the median of the reads, and that of the first ones, which open what they read."""
+    later = statistics.median(ms for answer in rounds for ms in answer["ms"][1:] or answer["ms"])
+    first = statistics.median(answer["ms"][0] for answer in rounds)
+    return Cell(f"{later:,.1f} ({first:,.0f})", later)
