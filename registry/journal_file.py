@@ -56,6 +56,10 @@ class JournalFile:
         """Whether a disk that has refused may be asked again."""
         return not self.fault or time.monotonic() >= self._retry_at
 
+    def ask_again(self) -> None:
+        """Make a disk that has refused due."""
+        self._retry_at = 0.0
+
     def write_first(self, line: bytes) -> None:
         """Write the first line of a process, whole or not at all.
 

@@ -122,9 +122,10 @@ class Recorder:
     def close(self) -> None:
         """Fold what is left and let go, within a bound; what remains is recovery's."""
         if not self._closed:
-            self._closed = True
-            self._report_loss()
+            with contextlib.suppress(ValueError):  # another thread has closed it just now
+                self._report_loss()
         is_done = self._journal.close()
+        self._closed = True  # last: the thread then folds what is in the journal, and ends
         self._bell.put(None)
         self._wake.put(None)
         if is_done and self._is_owner and self._thread.ident is not None:
@@ -189,6 +190,9 @@ class Recorder:
             self.store_error = self._journal.fault
             return True
         end = self._find_end()
+        if end < 0:  # moved away with its folder: whoever brings it back folds it
+            self.store_error = f"{self._folder / JOURNAL_NAME} is not there any more"
+            return True
         if end == self._folded:
             return True
         try:

@@ -113,6 +113,7 @@ class JournalWriter:
                 return False
             self._busy = True
             try:
+                self._file.ask_again()
                 return self._flush()
             finally:
                 self._busy = False
@@ -133,6 +134,7 @@ class JournalWriter:
                 return False
             if self._file.is_closed:
                 return True
+            self._file.ask_again()
             self._flush()
             self._dropped += len(self._pending)
             self._pending.clear()
