@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -65,7 +66,7 @@ def command(
     )
     run = ProgramRun(plan, home, find_url(home), _talk)
     provenance = collect()
-    _talk(f"run {plan.run_id} {plan.name!r}: {' '.join(words)}")
+    _talk(f"run {plan.run_id} {plan.name!r}: {output.clean(shlex.join(words), limit=200)}")
     began = time.monotonic()
     ending = run.record(provenance)
     _show_end(plan.run_id, ending, time.monotonic() - began, run.lost)

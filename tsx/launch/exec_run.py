@@ -68,9 +68,9 @@ class ProgramRun:
         Raises:
             StoreError, RegistryError: the run cannot be recorded; nothing was started.
         """
-        lock, self._recorder = begin_run(self._folder, self._url, self._make_start(provenance))
-        try:
-            with StopSignals() as signals:
+        with StopSignals() as signals:
+            lock, self._recorder = begin_run(self._folder, self._url, self._make_start(provenance))
+            try:
                 ending = self._run(lock, signals)
                 self._emit(read_output(self._folder))
                 self._recorder.emit(
@@ -82,13 +82,12 @@ class ProgramRun:
                         step=self._step,
                     )
                 )
+            finally:
                 self._recorder.close()
-        finally:
-            self._recorder.close()
-            self.lost = self._recorder.lost
-            with suppress(OSError):  # whom the program left behind has copies of it
-                fcntl.flock(lock.fd, fcntl.LOCK_UN)
-            lock.release()
+                self.lost = self._recorder.lost
+                with suppress(OSError):  # whom the program left behind has copies of it
+                    fcntl.flock(lock.fd, fcntl.LOCK_UN)
+                lock.release()
         return ending
 
     def _make_start(self, provenance: Provenance) -> RunStarted:
@@ -115,6 +114,10 @@ class ProgramRun:
 
     def _run(self, lock: RunLock, signals: StopSignals) -> Ending:
         """Start the program, follow it to its end and finish its streams."""
+        early = signals.wait(0.0)
+        if early is not None:
+            reason = f"{early.number.name} before the program was started"
+            return Ending(Status.INTERRUPTED, reason, 128 + early.number)
         with suppress(OSError):  # a full disk: the program may still make it
             (self._folder / INBOX_NAME).touch()
             self._emit(self._inbox.iter_new(time.time()))

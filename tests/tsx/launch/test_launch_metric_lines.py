@@ -53,7 +53,7 @@ def feed(text: bytes, size: int) -> list[MetricLine]:
             {"Time": 0.5, "Loss": 6.9, "Acc@1": 0.0},
         ),
         (
-            "step 00010/21400 (0.05%) | loss: 10.9 | grad norm: 1.2 | dt: 123.45ms | tok/sec: 1,234",
+            "step 00010/21400 (0.5%) | loss: 10.9 | grad norm: 1.2 | dt: 123.45ms | tok/sec: 1,234",
             10,
             {"loss": 10.9, "grad_norm": 1.2, "dt_ms": 123.45, "tok_per_sec": 1234.0},
         ),
