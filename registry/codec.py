@@ -2,8 +2,8 @@
 
 JSON has no NaN and no infinities: they are the strings "NaN", "Infinity" and "-Infinity", and come
 back as floats in metric values, in numeric fields and inside evidence, metadata and data.
-Secrets are redacted here, on the way out, in every event but Metrics and Heartbeat (which hold
-numbers, and are on the training loop's path).
+Secrets are redacted here, on the way out, in every event but Metrics, Histogram and Heartbeat
+(which hold numbers, and are on the training loop's path).
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import Any
 
 import msgspec
 
-from registry.events import Event, Heartbeat, Metrics
+from registry.events import Event, Heartbeat, Histogram, Metrics
 from registry.redact import Redactor
 
 MAX_LINE_BYTES = 16 * 1024 * 1024  # a longer line is damage, not an event
+MAX_BINS = 4096  # of a histogram; neighbours are joined until there are no more
 _MAX_DEPTH = 100
 _MAX_ITEMS = 100_000  # of one list or dict; more is left out
 _INT64 = range(-(2**63), 2**63)
@@ -46,17 +47,16 @@ def encode(event: Event) -> bytes:
     Raises:
         LineError: it holds something no JSON can express, or is longer than MAX_LINE_BYTES.
     """
-    if type(event) is Metrics:
-        try:
-            if math.isfinite(sum(event.values.values())):
-                return _encoder.encode(event) + b"\n"
-        except (TypeError, ValueError, OverflowError):
-            pass  # a numpy scalar, a tensor, an integer beyond 64 bits: taken apart below
-        values = {str(key): _number(value) for key, value in event.values.items()}
-        event = msgspec.structs.replace(event, values=values)
+    if type(event) is Metrics and (line := _encode_plain(event)):
+        return line
     try:
+        if isinstance(event, Metrics):
+            values = {str(key): _number(value) for key, value in event.values.items()}
+            event = msgspec.structs.replace(event, values=values)
+        elif isinstance(event, Histogram):
+            event = _bound(event)
         line = _encoder.encode(_redact(event)) + b"\n"
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise LineError(f"{type(event).__name__} cannot be written as JSON: {error}") from error
     if len(line) > MAX_LINE_BYTES:
         raise LineError(f"{type(event).__name__} of {len(line)} bytes; at most {MAX_LINE_BYTES}")
@@ -82,7 +82,50 @@ def decode(line: bytes) -> Event:
             raise LineError(f"{name} is beyond 64 bits")
     if not math.isfinite(event.time):
         raise LineError("time is not finite")
+    if type(event) is Histogram and (fault := _find_fault(event)):
+        raise LineError(fault)
     return event
+
+
+def _encode_plain(event: Metrics) -> bytes:
+    """Return the line of metrics that are all finite floats or integers; nothing for others."""
+    try:
+        if not math.isfinite(sum(event.values.values())):
+            return b""
+        line = _encoder.encode(event) + b"\n"
+    except (AttributeError, TypeError, ValueError, OverflowError, RecursionError):
+        return b""  # a numpy scalar, a tensor, an integer beyond 64 bits
+    if b"true" in line or b"false" in line or len(line) > MAX_LINE_BYTES:
+        return b""  # JSON's booleans are no numbers
+    return line
+
+
+def _bound(event: Histogram) -> Histogram:
+    """Return a histogram of plain numbers and text with at most MAX_BINS bins."""
+    edges = tuple(float(edge) for edge in event.edges)
+    counts = tuple(int(count) for count in event.counts)
+    if len(counts) > MAX_BINS and len(edges) == len(counts) + 1:
+        joined = math.ceil(len(counts) / MAX_BINS)
+        starts = range(0, len(counts), joined)
+        counts = tuple(sum(counts[start : start + joined]) for start in starts)
+        edges = (*(edges[start] for start in starts), edges[-1])
+    plain = {"key": strict(str(event.key)), "step": strict(event.step)}
+    bounded = msgspec.structs.replace(event, edges=edges, counts=counts, **plain)
+    if fault := _find_fault(bounded):
+        raise ValueError(fault)
+    return bounded
+
+
+def _find_fault(event: Histogram) -> str:
+    """Return what is wrong with a histogram's bins; nothing where they are right."""
+    bins = len(event.counts)
+    if bins > MAX_BINS:
+        return f"a histogram of {bins} bins; at most {MAX_BINS}"
+    if len(event.edges) != (bins + 1 if bins else 0):
+        return f"a histogram of {bins} bins with {len(event.edges)} edges"
+    if not all(map(math.isfinite, event.edges)):
+        return "a histogram with an edge that is not finite"
+    return ""
 
 
 def _decode_plain(line: bytes) -> Event | None:
@@ -174,6 +217,8 @@ def _number(value: Any) -> float:
 
 def _redact(event: Event) -> Any:
     """Return the event as strict plain data with every text in it redacted."""
+    if isinstance(event, Histogram):
+        return event
     plain: dict[str, Any] = strict(event)
     if isinstance(event, Metrics | Heartbeat):
         return plain

@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL
 
 from registry.connection import open_engine, parse_url
 from registry.errors import StoreCorrupt, StoreError, StoreNewer, StoreUnavailable
-from registry.events import Event, Finding, Heartbeat, Metrics, RunEnded, RunStarted, Severity
+from registry.events import Event, Finding, Heartbeat, Histogram, Metrics, RunEnded, RunStarted, Severity
 from registry.faults import explain, explained, get_path, is_sqlite
 from registry.fold import fold_batch
 from registry.journal import JOURNAL_NAME, JournalWriter
@@ -114,8 +114,8 @@ class Recorder:
             self._check_first(event)
         if self._is_owner or type(event) is not RunEnded:
             self._journal.append(event)
-        if type(event) is not Heartbeat:
-            self._wake.put(None)
+        if not isinstance(event, Heartbeat | Metrics | Histogram):
+            self._wake.put(None)  # rare, and worth showing at once
         if not self._started:
             self._start()
 

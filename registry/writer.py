@@ -15,7 +15,7 @@ from collections import deque
 from pathlib import Path
 
 from registry.codec import LineError, encode
-from registry.events import Event, Metrics
+from registry.events import Event, Histogram, Metrics
 from registry.journal_file import JournalFile
 from registry.tail import END, NO_WORDS, RECORD_BYTES, SIZE, Tail, complete, count_moved, pack
 
@@ -32,8 +32,8 @@ class JournalWriter:
 
     Args:
         path: the journal.
-        mapped: metrics may wait in a mapped tail, as safe from a kill as in the journal, until the
-            next `drain` or the next event of another kind.
+        mapped: metrics and histograms may wait in a mapped tail, as safe from a kill as in the
+            journal, until the next `drain` or the next event of another kind.
 
     Raises:
         StoreUnavailable: the journal cannot be opened, or its first line cannot be written.
@@ -180,7 +180,7 @@ class JournalWriter:
             self._busy = True
             try:
                 if self._accepted:
-                    self._take(line, may_wait=type(event) is Metrics)
+                    self._take(line, may_wait=isinstance(event, Metrics | Histogram))
                 else:
                     self._file.write_first(line)
                     self._accepted = True

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 
+import msgspec
 import pytest
 
-from registry.codec import MAX_LINE_BYTES, LineError, decode, encode, from_json, to_json
-from registry.events import Artifact, Finding, Metrics, Output, RunPrepared, Severity
+from registry.codec import MAX_BINS, MAX_LINE_BYTES, LineError, decode, encode, from_json, to_json
+from registry.events import Artifact, Finding, Histogram, Metrics, Output, RunPrepared, Severity
 
 
 def refuse(name):
@@ -128,3 +129,73 @@ def test_json_text_is_strict_and_total():
     assert parsed["nan"] == "NaN"
     assert parsed["big"] == str(2**80)
     assert from_json(to_json({"a": [1, "b", None]})) == {"a": [1, "b", None]}
+
+
+def test_booleans_and_integers_are_numbers():
+    values = {"yes": True, "no": False, "true": 1.0, "count": 3, "far": 2**70}
+    found = decode(encode(Metrics(time=1.0, step=3, values=values)))
+    assert found.values == {"yes": 1.0, "no": 0.0, "true": 1.0, "count": 3.0, "far": 2.0**70}
+
+
+def test_metrics_that_cannot_be_a_line():
+    with pytest.raises(LineError):
+        encode(Metrics(time=1.0, step=1, values=[1.0]))
+    huge = {f"{number}" + "x" * 1_000_000: 1.0 for number in range(20)}
+    with pytest.raises(LineError, match="at most"):
+        encode(Metrics(time=1.0, step=1, values=huge))
+
+
+def test_what_a_recorded_program_said_bears_the_end_of_its_inbox():
+    for event in (
+        Metrics(time=1.0, step=3, values={"a": 1.0}, inbox_end=77),
+        Finding(time=1.0, kind="k", severity=Severity.INFO, inbox_end=77),
+        Artifact(time=1.0, kind="c", path="p", inbox_end=77),
+        Histogram(time=1.0, step=1, key="h", edges=(0.0, 1.0), counts=(3,), inbox_end=77),
+    ):
+        assert b'"inbox_end":77' in encode(event)
+        assert decode(encode(event)) == event
+    assert b"inbox_end" not in encode(Metrics(time=1.0, step=3, values={"a": 1.0}))
+
+
+def test_a_huge_histogram_is_bounded_and_keeps_its_counts():
+    bins = 100_003
+    edges = tuple(number / 7 for number in range(bins + 1))
+    event = Histogram(time=1.0, step=1, key="h", edges=edges, counts=tuple(range(bins)))
+    line = encode(event)
+    found = decode(line)
+    assert len(line) < 200_000
+    assert len(found.counts) <= MAX_BINS
+    assert sum(found.counts) == sum(range(bins))
+    assert (found.edges[0], found.edges[-1]) == (edges[0], edges[-1])
+    assert set(found.edges) <= set(edges)
+    each = math.ceil(bins / MAX_BINS)
+    assert found.counts[:2] == (sum(range(each)), sum(range(each, 2 * each)))
+
+
+@pytest.mark.parametrize(
+    ("edges", "counts"),
+    [((0.0, 1.0), (1, 2)), ((), (1,)), ((0.0,), ()), ((0.0, math.inf), (1,)), ((0.0, "x"), (1,))],
+)
+def test_a_histogram_whose_bins_are_wrong_is_no_line(edges, counts):
+    event = Histogram(time=1.0, step=1, key="h", edges=edges, counts=counts)
+    with pytest.raises(LineError):
+        encode(event)
+    with pytest.raises(LineError):
+        decode(msgspec.json.encode(event))
+
+
+def test_a_histogram_of_too_many_bins_is_not_read():
+    edges, counts = tuple(map(float, range(MAX_BINS + 2))), (0,) * (MAX_BINS + 1)
+    event = Histogram(time=1.0, step=1, key="h", edges=edges, counts=counts)
+    with pytest.raises(LineError, match="bins"):
+        decode(msgspec.json.encode(event))
+
+
+def test_a_histogram_with_an_odd_key():
+    event = Histogram(time=1.0, step=1, key="\ud800\x1b[31m", edges=(0.0, 1.0), counts=(1,))
+    assert decode(encode(event)).key == "?\x1b[31m"
+
+
+def test_an_empty_histogram():
+    event = Histogram(time=1.0, step=1, key="h", edges=(), counts=(), nonfinite_count=9)
+    assert decode(encode(event)) == event
