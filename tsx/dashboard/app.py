@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from textual.app import App
@@ -104,7 +105,10 @@ class DashboardApp(App[None]):
 
     def _find_focus(self) -> Focus:
         """Return what the topmost screen with runs on it looks at."""
-        for screen in reversed(self.screen_stack):
-            if isinstance(screen, OverviewScreen | RunScreen):
-                return screen.focus_wanted
-        return Focus()
+        wanted = [
+            screen.focus_wanted
+            for screen in self.screen_stack
+            if isinstance(screen, OverviewScreen | RunScreen)
+        ]
+        # The overview keeps its page of the list while another screen lies on it.
+        return replace(wanted[-1], first=wanted[0].first) if wanted else Focus()

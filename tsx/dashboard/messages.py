@@ -17,6 +17,8 @@ LOSS_KEYS = ("train/loss", "val/loss")
 AUX_KEYS = ("train/aux", "val/aux")
 SPEED_KEYS = ("train/mfu", "train/toks_per_sec")
 OVERVIEW_KEYS = (*LOSS_KEYS, *AUX_KEYS, *SPEED_KEYS)
+PAGE_RUNS = 600  # runs listed at once: those in view, and a few screens up and down
+RUN_KEYS = (*LOSS_KEYS, *SPEED_KEYS, "train/step_time_ms")  # of every run that is listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +27,26 @@ class Focus:
 
     run_id: str = ""  # empty: the newest run
     full: bool = False
+    first: int = 0  # place in the list, newest first, from which on runs are listed
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything the dashboard shows, as of one look at the registry."""
 
-    runs: tuple[RunRow, ...] = ()
+    runs: tuple[RunRow, ...] = ()  # a page of the list, newest first, with the values of RUN_KEYS
+    first: int = 0  # place of the page's first run in the whole list
+    num_runs: int = 0  # in the whole list
+    num_running: int = 0
     run_id: str = ""  # the run that curves and detail belong to
     curves: Mapping[str, Series] = field(default_factory=dict)
     detail: RunDetail | None = None  # only where the focus asked for it
     trouble: str = ""  # why the registry cannot be read right now; what is shown is older then
 
     def find_run(self, run_id: str) -> RunRow | None:
-        """Return the run of that id, or None when it is not in the registry."""
+        """Return the run of that id, or None when it is neither listed nor the one in detail."""
+        if self.detail is not None and self.detail.run.id == run_id:
+            return self.detail.run
         return next((run for run in self.runs if run.id == run_id), None)
 
 

@@ -1,9 +1,9 @@
 """Looks at the registry twice a second from a thread of its own and hands out frozen snapshots.
 
-Asks `data_version` first and reads only when it moved or the focus did; curves come piece by piece,
-only what is new. A registry that is locked, gone or damaged never ends the thread: the last
-content stays, with the trouble said beside it, and the next look starts afresh. Writes nothing:
-bringing dead runs to an end is a function it is handed.
+Asks `data_version` first and reads only when it moved or the focus did; runs come by the page,
+curves as outlines and then piece by piece, only what is new. A registry that is locked, gone or
+damaged never ends the thread: the last content stays, with the trouble said beside it, and the next
+look starts afresh. Writes nothing: bringing dead runs to an end is a function it is handed.
 """
 
 from __future__ import annotations
@@ -11,20 +11,25 @@ from __future__ import annotations
 import threading
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
+from registry.errors import UnknownRun
 from registry.views import RunDetail, RunRow, Series
-from tsx.dashboard.messages import OVERVIEW_KEYS, Focus, Snapshot
+from tsx.curve_groups import group_keys
+from tsx.dashboard.messages import OVERVIEW_KEYS, PAGE_RUNS, RUN_KEYS, Focus, Snapshot
 
 if TYPE_CHECKING:
     from registry.queries import Cursor  # brings SQLAlchemy, which the first paint does without
 
 LOOK_EVERY_S = 0.5  # twice a second: what feels live, at microseconds a look
 RECOVER_EVERY_S = 1.0  # a dead run shows as killed within two seconds
+OUTLINE_COLUMNS = 512  # of dots: the width of a chart over the whole of a wide terminal
+MAX_CURVES = 256  # of one run: nobody scrolls through more charts
+_MAX_HELD = 32 * OUTLINE_COLUMNS  # points: twice a whole curve, then its outline is read anew
 
 
 class RegistryReader(Protocol):
@@ -33,8 +38,13 @@ class RegistryReader(Protocol):
     def data_version(self) -> int:
         """Return a number that changes when anything was written."""
 
-    def list_runs(self) -> list[RunRow]:
-        """Return all runs, newest first."""
+    def list_runs(
+        self, *, limit: int | None, offset: int, keys: Collection[str] | None
+    ) -> list[RunRow]:
+        """Return a page of the runs, newest first, with the last values of some metrics."""
+
+    def count_runs(self) -> dict[str, int]:
+        """Return how many runs there are of each status."""
 
     def get_detail(self, run_id: str) -> RunDetail:
         """Return everything about a run, its curves aside."""
@@ -42,10 +52,10 @@ class RegistryReader(Protocol):
     def list_keys(self, run_id: str) -> list[str]:
         """Return the metric keys of a run."""
 
-    def get_series_since(
-        self, run_id: str, key: str, cursor: Cursor | None
+    def get_outline_since(
+        self, run_id: str, key: str, width: int, cursor: Cursor | None
     ) -> tuple[Series, Cursor]:
-        """Return the points after the cursor, or all where it was rewound; and the next cursor."""
+        """Return the points after the cursor, an outline where it was rewound; the next cursor."""
 
     def close(self) -> None:
         """Let go of the registry."""
@@ -138,20 +148,42 @@ class Poller:
         version = self._reader.data_version()
         if (version, focus) == self._seen:
             return self._last
-        runs = tuple(self._reader.list_runs())
-        known = {run.id for run in runs}
-        run_id = focus.run_id if focus.run_id in known else (runs[0].id if runs else "")
-        detail = self._reader.get_detail(run_id) if run_id and focus.full else None
-        keys = self._list_keys(run_id, full=focus.full) if run_id else ()
+        counts = self._reader.count_runs()
+        page = self._reader.list_runs(limit=PAGE_RUNS, offset=focus.first, keys=RUN_KEYS)
+        detail = self._find_detail(focus)
+        known = {run.id for run in page} | ({detail.run.id} if detail else set())
+        run_id = focus.run_id if focus.run_id in known else (page[0].id if page else "")
+        keys = self._list_keys(run_id, full=detail is not None) if run_id else ()
         curves = self._curves.read(self._reader, run_id, keys)
         self._seen = version, focus
-        return Snapshot(runs, run_id, MappingProxyType(curves), detail)
+        return Snapshot(
+            runs=tuple(page),
+            first=focus.first,
+            num_runs=sum(counts.values()),
+            num_running=counts.get("running", 0),
+            run_id=run_id,
+            curves=MappingProxyType(curves),
+            detail=detail,
+        )
+
+    def _find_detail(self, focus: Focus) -> RunDetail | None:
+        """Return all about the run in focus, where that is asked for and it still exists."""
+        assert self._reader is not None
+        if not focus.full:
+            return None
+        try:
+            return self._reader.get_detail(focus.run_id)
+        except UnknownRun:
+            return None
 
     def _list_keys(self, run_id: str, *, full: bool) -> tuple[str, ...]:
-        """Return the curves to read."""
+        """Return the curves to read, in the order in which a run is read."""
         assert self._reader is not None
         keys = self._reader.list_keys(run_id)
-        return tuple(key for key in keys if full or key in OVERVIEW_KEYS)
+        if not full:
+            return tuple(key for key in keys if key in OVERVIEW_KEYS)
+        ordered = [key for group in group_keys(keys) for _, key in group.members]
+        return tuple(ordered[:MAX_CURVES])
 
     def _check_file(self) -> None:
         """Raise FileNotFoundError where a database file was and is no more.
@@ -182,19 +214,21 @@ class CurveStore:
 
     def __init__(self) -> None:
         self._run_id = ""
-        self._held: dict[str, tuple[Series, Cursor]] = {}  # key -> (whole curve, cursor)
+        self._held: dict[str, tuple[Series, Cursor]] = {}  # key -> (curve so far, cursor)
 
     def clear(self) -> None:
         """Forget everything."""
         self._held.clear()
 
     def read(self, reader: RegistryReader, run_id: str, keys: tuple[str, ...]) -> dict[str, Series]:
-        """Return the whole curves of a run, reading only their new points."""
+        """Return the curves of a run, long ones as outlines, reading only their new points."""
         if run_id != self._run_id:
             self._run_id, self._held = run_id, {}
         for key in keys:
             held, cursor = self._held.get(key, (None, None))
-            new, ahead = reader.get_series_since(run_id, key, cursor)
+            if held is not None and len(held) > _MAX_HELD:
+                held, cursor = None, None
+            new, ahead = reader.get_outline_since(run_id, key, OUTLINE_COLUMNS, cursor)
             is_cut = cursor is not None and cursor.rewinds != ahead.rewinds
             self._held[key] = (new if is_cut else _extend(held, new), ahead)
         return {key: self._held[key][0] for key in keys}

@@ -66,12 +66,11 @@ def list_cells(run: RunRow, columns: tuple[Column, ...], now: float) -> list[Pie
 def make_title(snapshot: Snapshot | None, place: str) -> Line:
     """Return the top line: how many runs, how many of them running, and where they are kept."""
     left = [Piece(" tsx ", "accent")]
-    if snapshot is not None and snapshot.runs:
-        running = sum(run.status == "running" for run in snapshot.runs)
-        count = len(snapshot.runs)
+    if snapshot is not None and snapshot.num_runs:
+        count = snapshot.num_runs
         left.append(Piece(f" {count} run{'s' if count != 1 else ''}", "text"))
-        if running:
-            left.append(Piece(f"  ● {running} running", "running"))
+        if snapshot.num_running:
+            left.append(Piece(f"  ● {snapshot.num_running} running", "running"))
     return Line(tuple(left), (Piece(f"{clean(place)} ", "muted"),))
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from registry.errors import UnknownRun
 from registry.views import ArtifactRow, FindingRow, MetricSummary, RunDetail, RunRow, Series
 from tsx.config import RunConfig, to_plain
 from tsx.dashboard.app import DashboardApp
@@ -106,15 +107,22 @@ class FakeReader:
             raise self.error
         return self.version
 
-    def list_runs(self):
+    def list_runs(self, *, limit, offset, keys):
         self.calls["list_runs"] += 1
-        return list(self.runs)
+        page = self.runs[offset : offset + limit]
+        return [
+            replace(run, metrics={key: run.metrics[key] for key in keys if key in run.metrics})
+            for run in page
+        ]
+
+    def count_runs(self):
+        return Counter(run.status for run in self.runs)
 
     def list_keys(self, run_id):
         return sorted(self.curves[run_id])
 
-    def get_series_since(self, run_id, key, cursor):
-        self.calls["get_series_since"] += 1
+    def get_outline_since(self, run_id, key, width, cursor):
+        self.calls["get_outline_since"] += 1
         held, rewinds = self.curves[run_id][key], self.rewinds.get(run_id, 0)
         start = cursor.read if cursor is not None and cursor.rewinds == rewinds else 0
         self.calls["points"] += len(held) - start
@@ -123,7 +131,9 @@ class FakeReader:
 
     def get_detail(self, run_id):
         self.calls["get_detail"] += 1
-        run = next(run for run in self.runs if run.id == run_id)
+        run = next((run for run in self.runs if run.id == run_id), None)
+        if run is None:
+            raise UnknownRun(f"no run {run_id}", reference=run_id)
         config = to_plain(RunConfig())
         config["optim"]["lr"] = 0.0003
         environment = {"command": ["tsx", "run", "sanity"], "git_commit": "abc1234", "host": "box"}
@@ -182,6 +192,18 @@ def filled():
         )
     ]
     return reader
+
+
+@pytest.fixture
+def crowded(filled):
+    """Return a registry of 3000 runs: those of `filled`, and older ones without curves."""
+    last = filled.runs[-1]
+    for number in range(3000 - len(filled.runs)):
+        run_id = f"old{number:05d}"
+        created = last.created - 60.0 * (number + 1)
+        filled.runs.append(replace(last, id=run_id, name=run_id, created=created, metrics={}))
+        filled.curves[run_id] = {}
+    return filled
 
 
 @pytest.fixture

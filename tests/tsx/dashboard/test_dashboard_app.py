@@ -67,6 +67,32 @@ async def test_an_empty_registry_names_the_first_command_and_picks_up_the_first_
         assert "tsx run sanity" not in read_screen(app)
 
 
+async def test_any_of_thousands_of_runs_is_reached_and_opened(
+    open_app, crowded, read_screen, until
+):
+    async with open_app(crowded, size=(120, 40)) as (app, pilot):
+        table = app.screen.query_one(RunTable)
+        assert "3000 runs" in read_screen(app)
+        await pilot.press("end")
+        await until(pilot, lambda: table.run_id == "old02993")
+        assert "old02993" in read_screen(app)
+        await pilot.press("pageup", "up")
+        await until(pilot, lambda: table.run_id in read_screen(app))
+        chosen = table.run_id
+        crowded.add("n0000001", "newcomer", age=1.0)
+        await until(pilot, lambda: "3001 runs" in read_screen(app))
+        assert table.run_id == chosen
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, RunScreen))
+        await until(pilot, lambda: chosen in read_screen(app))
+        await until(pilot, lambda: app._snapshot.detail is not None)
+        await pilot.press("escape")
+        await until(pilot, lambda: chosen in read_screen(app))
+        assert table.run_id == chosen
+        await pilot.press("home")
+        await until(pilot, lambda: table.run_id == "n0000001")
+
+
 async def test_keys_select_runs_and_their_curves_follow(open_app, filled, read_screen, until):
     async with open_app(filled) as (app, pilot):
         table = app.screen.query_one(RunTable)

@@ -2,11 +2,14 @@
 
 import math
 import threading
+from array import array
 
 import pytest
 
-from tsx.dashboard.messages import Focus
-from tsx.dashboard.poller import RECOVER_EVERY_S, Poller
+from registry.views import Series
+from tsx.dashboard import poller as poller_module
+from tsx.dashboard.messages import PAGE_RUNS, RUN_KEYS, Focus
+from tsx.dashboard.poller import MAX_CURVES, RECOVER_EVERY_S, Poller
 
 
 @pytest.fixture
@@ -68,6 +71,51 @@ def test_a_resume_cuts_the_curve(poller, posted, filled):
     filled.version += 1
     poller.look(1.0)
     assert list(posted[-1].curves["train/loss"].steps) == list(range(1, 51))
+
+
+def test_a_curve_that_was_watched_for_long_is_outlined_anew(poller, posted, filled, monkeypatch):
+    monkeypatch.setattr(poller_module, "_MAX_HELD", 124)
+    poller.look(0.0)
+    filled.extend("a1b2c3d4", "train/loss", [125], [0.5])
+    poller.look(1.0)
+    before = filled.calls["points"]
+    filled.extend("a1b2c3d4", "train/loss", [126], [0.5])
+    poller.look(2.0)
+    assert filled.calls["points"] - before == 126
+    assert list(posted[-1].curves["train/loss"].steps) == list(range(1, 127))
+
+
+def test_a_page_of_the_runs_is_read_with_the_values_that_are_shown(crowded, posted):
+    poller = Poller(lambda: crowded, posted.append)
+    poller.look(0.0)
+    assert (posted[-1].num_runs, posted[-1].num_running) == (3000, 1)
+    assert len(posted[-1].runs) == PAGE_RUNS
+    assert set().union(*(run.metrics for run in posted[-1].runs)) <= set(RUN_KEYS)
+    poller.set_focus(Focus("old01500", first=1400))
+    poller.look(1.0)
+    assert posted[-1].first == 1400
+    assert posted[-1].runs[0].id == crowded.runs[1400].id
+    assert posted[-1].run_id == "old01500"
+
+
+def test_of_ten_thousand_keys_the_first_are_drawn(filled, posted):
+    held = filled.curves["a1b2c3d4"]
+    short = Series("k", array("q", [1]), array("d", [1.0]), array("d", [1.0]))
+    held |= {f"\x1b[31mk{number}": short for number in range(10_000)}
+    poller = Poller(lambda: filled, posted.append)
+    poller.set_focus(Focus("a1b2c3d4", full=True))
+    poller.look(0.0)
+    assert len(posted[-1].curves) == MAX_CURVES
+    assert "train/loss" in posted[-1].curves
+
+
+def test_a_run_is_opened_that_is_not_on_the_page(crowded, posted):
+    poller = Poller(lambda: crowded, posted.append)
+    poller.set_focus(Focus("zz91ab3c", full=True, first=2000))
+    poller.look(0.0)
+    assert posted[-1].run_id == "zz91ab3c"
+    assert posted[-1].find_run("zz91ab3c").name == "nan-at-80"
+    assert "train/lr" in posted[-1].curves
 
 
 def test_a_focus_is_read_at_the_next_look(poller, posted):

@@ -64,13 +64,13 @@ class OverviewScreen(Screen[None]):
             return  # closing, or not laid out yet
         self.query_one("#title", Lines).show([make_title(snapshot, self._place)])
         self.query_one("#keys", Lines).show([make_keys(KEYS, snapshot.trouble)])
-        self.set_class(not snapshot.runs, "-empty")
-        if not snapshot.runs:
+        self.set_class(not snapshot.num_runs, "-empty")
+        if not snapshot.num_runs:
             self.query_one("#empty", Lines).show(list_empty_lines(snapshot.trouble))
             return
         table = self.query_one(RunTable)
-        table.show(snapshot.runs, now)
-        self._follow(table.run_id)
+        table.show(snapshot.runs, now, first=snapshot.first, num_runs=snapshot.num_runs)
+        self._follow(table)
         run = snapshot.find_run(table.run_id)
         if run is not None:
             self.query_one("#head", Lines).show(list_head_lines(run, now))
@@ -78,13 +78,14 @@ class OverviewScreen(Screen[None]):
             self._show_curves(snapshot)
 
     def on_run_table_selected(self, event: RunTable.Selected) -> None:
-        """Read the curves of the run that is under the cursor now."""
-        self._follow(event.run_id)
+        """Read what belongs to the place where the cursor is now."""
+        self._follow(self.query_one(RunTable))
 
-    def _follow(self, run_id: str) -> None:
-        """Ask for another run's curves."""
-        if run_id != self._focus.run_id:
-            self._focus = Focus(run_id)
+    def _follow(self, table: RunTable) -> None:
+        """Ask for the curves of the run under the cursor, and for the runs around it."""
+        focus = Focus(table.run_id or self._focus.run_id, first=table.first_wanted)
+        if focus != self._focus:
+            self._focus = focus
             self.post_message(FocusMoved())
 
     def _show_curves(self, snapshot: Snapshot) -> None:

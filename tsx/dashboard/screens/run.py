@@ -25,6 +25,7 @@ from tsx.pages import (
     list_environment_lines,
     list_finding_lines,
     list_head_lines,
+    list_histogram_lines,
     list_metric_lines,
 )
 
@@ -120,6 +121,9 @@ class RunScreen(Screen[None]):
         for number, tab in enumerate(TABS, 1):
             kind = "accent" if tab == current else "muted"
             name = f"{tab} {count}" if tab == "findings" and count else tab
+            if tab == "curves" and detail and self._snapshot:
+                drawn, held = len(self._snapshot.curves), len(detail.metrics)
+                name = f"{tab} {drawn} of {held}" if drawn < held else tab
             pieces += [Piece(f"{number} ", "faint"), Piece(name, kind), Piece("   ")]
         self.query_one("#tabs", Lines).show([Line(tuple(pieces))])
 
@@ -142,7 +146,11 @@ class RunScreen(Screen[None]):
         """Fill the pages of text."""
         width = max(self.size.width - 6, 20)
         self._show_tabs()
-        self.query_one("#metrics", Page).show(list_metric_lines(detail.metrics, width))
+        metrics = list_metric_lines(detail.metrics, width)
+        if detail.histograms:
+            metrics += [Line(), Line((Piece("histograms", "strong"),))]
+            metrics += list_histogram_lines(detail.histograms.values())
+        self.query_one("#metrics", Page).show(metrics)
         self.query_one("#findings", Page).show(list_finding_lines(detail.findings, width))
         self.query_one("#config", Page).show(list_config_lines(detail.config))
         about = [*list_environment_lines(detail.environment), Line()]

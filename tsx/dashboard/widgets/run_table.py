@@ -14,15 +14,20 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from registry.views import RunRow
+from tsx.dashboard.messages import PAGE_RUNS
 from tsx.dashboard.wording import list_cells, list_columns
 from tsx.ink import INK_CLASSES
 from tsx.text import pad
 
 _HEAD = 1  # rows above the first run
+_STRIDE = PAGE_RUNS // 3  # the cursor stays in the middle third of the page that is asked for
 
 
 class RunTable(ScrollView, can_focus=True):
-    """Draws only the lines in view, so any number of runs costs the same."""
+    """Draws only the lines in view and holds only a page, so any number of runs costs the same.
+
+    Where the page that it holds does not reach, lines are blank until the next one comes.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "move(-1)", "Up", show=False),
@@ -52,23 +57,32 @@ class RunTable(ScrollView, can_focus=True):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._runs: tuple[RunRow, ...] = ()
+        self._first = 0  # place of the first of them in the list
+        self._num_runs = 0  # in the list
         self._now = 0.0
-        self._cursor = 0
+        self._cursor = 0  # a place in the list
 
     @property
     def run_id(self) -> str:
-        """The id of the run under the cursor, empty when there is none."""
-        return self._runs[self._cursor].id if self._runs else ""
+        """The id of the run under the cursor, empty when there is none or it is yet to come."""
+        run = self._find_run(self._cursor)
+        return run.id if run else ""
 
-    def show(self, runs: tuple[RunRow, ...], now: float) -> None:
-        """Show these runs; the cursor follows its run, and so does what is in view."""
-        before, selected, num_before = self._cursor, self.run_id, len(self._runs)
+    @property
+    def first_wanted(self) -> int:
+        """The place of the list from which on runs are needed."""
+        return max(self._cursor // _STRIDE - 1, 0) * _STRIDE
+
+    def show(self, runs: tuple[RunRow, ...], now: float, *, first: int, num_runs: int) -> None:
+        """Show a page of the runs; the cursor follows its run, and so does what is in view."""
+        before, selected, num_before = self._cursor, self.run_id, self._num_runs
         self._runs, self._now = runs, now
-        places = {run.id: index for index, run in enumerate(runs)}
-        last = max(len(runs) - 1, 0)
+        self._first, self._num_runs = first, num_runs
+        places = {run.id: place for place, run in enumerate(runs, first)}
+        last = max(num_runs - 1, 0)
         self._cursor = places.get(selected, min(before, last))
         self._measure()
-        if len(runs) != num_before:
+        if num_runs != num_before:
             self.refresh(layout=True)
         if self.scroll_offset.y > 0 and selected in places:
             self.scroll_to(y=self.scroll_offset.y + self._cursor - before, animate=False)
@@ -79,7 +93,7 @@ class RunTable(ScrollView, can_focus=True):
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         """Return the lines that show every run."""
-        return len(self._runs) + _HEAD
+        return self._num_runs + _HEAD
 
     def on_resize(self, event: Resize) -> None:
         """Keep the cursor in view."""
@@ -89,7 +103,7 @@ class RunTable(ScrollView, can_focus=True):
     def on_click(self, event: Click) -> None:
         """Put the cursor on a run; a second click opens it."""
         index = event.y - _HEAD + self.scroll_offset.y
-        if event.y < _HEAD or index >= len(self._runs):
+        if event.y < _HEAD or index >= self._num_runs:
             return
         self._go(index)
         if event.chain == 2:
@@ -105,7 +119,7 @@ class RunTable(ScrollView, can_focus=True):
 
     def action_open(self) -> None:
         """Ask for the run under the cursor."""
-        if self._runs:
+        if self.run_id:
             self.post_message(self.Opened(self.run_id))
 
     def render_line(self, y: int) -> Strip:
@@ -116,9 +130,9 @@ class RunTable(ScrollView, can_focus=True):
             text = "".join(pad(c.title, c.width, right=c.right) + "  " for c in columns)
             return self._strip([Segment("  " + text, self._style("head"))], Style.null())
         index = y - _HEAD + self.scroll_offset.y
-        if index >= len(self._runs):
+        run = self._find_run(index)
+        if run is None:
             return Strip.blank(width, self.rich_style)
-        run = self._runs[index]
         is_cursor = index == self._cursor
         back = self._find_back() if is_cursor else Style.null()
         mark = Segment("▌ " if is_cursor else "  ", self._style("accent") + back)
@@ -143,14 +157,19 @@ class RunTable(ScrollView, can_focus=True):
 
     def _measure(self) -> None:
         """Tell the scroll bar how many lines there are."""
-        self.virtual_size = Size(self.size.width, len(self._runs) + _HEAD)
+        self.virtual_size = Size(self.size.width, self._num_runs + _HEAD)
+
+    def _find_run(self, place: int) -> RunRow | None:
+        """Return the run at a place of the list, or None where the page does not reach."""
+        index = place - self._first
+        return self._runs[index] if 0 <= index < len(self._runs) else None
 
     def _go(self, index: int) -> None:
         """Put the cursor on the run at `index`, or the nearest there is."""
-        if not self._runs:
+        if not self._num_runs:
             return
         before = self._cursor
-        self._cursor = min(max(index, 0), len(self._runs) - 1)
+        self._cursor = min(max(index, 0), self._num_runs - 1)
         self._reveal()
         self.refresh()
         if self._cursor != before:
