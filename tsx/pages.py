@@ -21,7 +21,7 @@ from registry.views import (
 )
 from tsx.chart import draw_bars
 from tsx.cli.output import clean
-from tsx.compare.configdiff import find_changes, flatten, show_value
+from tsx.compare.configdiff import find_changes, flatten, is_run_config, show_value
 from tsx.compare.direction import find_best
 from tsx.curve_groups import group_keys
 from tsx.ink import SEVERITIES, STATUS_GLYPHS, Line, Piece, find_status_kind
@@ -128,7 +128,19 @@ def list_finding_lines(findings: Iterable[FindingRow], width: int) -> list[Line]
 
 
 def list_change_lines(config: Mapping[str, Any]) -> list[Line]:
-    """Return the config keys that are not at their default, with the default beside them."""
+    """Return the config keys that are not at their default, with the default beside them.
+
+    Of a config that is not ours all keys are returned.
+    """
+    if not is_run_config(config):
+        flat = {key: show_value(value) for key, value in flatten(config).items() if config}
+        if not flat:
+            return [Line((Piece("The program said nothing of its config.", "muted"),))]
+        width = min(max((count_cells(clean(key)) for key in flat), default=0) + 2, 40)
+        return [
+            Line((Piece(pad(clean(key), width), "muted"), Piece(clean(text, limit=300), "text")))
+            for key, text in flat.items()
+        ]
     changes = find_changes(config)
     if not changes:
         return [Line((Piece("Every key is at its default.", "muted"),))]

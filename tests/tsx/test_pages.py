@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from registry.views import ArtifactRow
-from tsx.pages import list_artifact_lines, list_environment_lines
+from tsx.config import RunConfig, to_plain
+from tsx.pages import list_artifact_lines, list_change_lines, list_environment_lines
 
 
 def show(kernels: Any) -> list[str]:
@@ -49,3 +50,21 @@ def test_a_long_command_is_whole_and_can_be_run_again() -> None:
     shown = "".join(piece.text for piece in line.left)
     assert shown.startswith("command ")
     assert shlex.split(shown) == ["command", *words]
+
+
+def read(config: dict[str, Any]) -> list[list[str]]:
+    return [
+        "".join(piece.text for piece in line.left).split() for line in list_change_lines(config)
+    ]
+
+
+def test_a_config_of_another_program_is_shown_as_it_is() -> None:
+    assert read({"lr": 0.01, "model": {"width": 32}}) == [["lr", "0.01"], ["model.width", "32"]]
+    assert read({"train": {"steps": 7, "lr": 1}}) == [["train.steps", "7"], ["train.lr", "1"]]
+
+
+def test_of_our_own_config_only_changes_are_shown() -> None:
+    plain = to_plain(RunConfig())
+    assert read(plain) == [["Every", "key", "is", "at", "its", "default."]]
+    plain["train"]["steps"] = 7
+    assert [words[:2] for words in read(plain)] == [["train.steps", "7"]]

@@ -92,6 +92,7 @@ def _show_detail(detail: RunDetail, reader: Reader) -> None:
 
     from tsx import pages
     from tsx.cli.paint import find_width, show_heading, show_lines
+    from tsx.compare.configdiff import is_run_config
 
     show_lines(pages.list_head_lines(detail.run, time.time()))
     _show_loss(detail, reader)
@@ -103,7 +104,8 @@ def _show_detail(detail: RunDetail, reader: Reader) -> None:
     if detail.histograms:
         show_heading("histograms")
         show_lines(pages.list_histogram_lines(detail.histograms.values()))
-    show_heading("config, where it is not the default")
+    ours = is_run_config(detail.config)
+    show_heading("config, where it is not the default" if ours else "config")
     show_lines(pages.list_change_lines(detail.config))
     show_heading("environment")
     show_lines(pages.list_environment_lines(detail.environment))

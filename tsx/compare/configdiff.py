@@ -51,10 +51,25 @@ def find_differences(configs: Sequence[Mapping[str, Any]]) -> list[Difference]:
 
 
 def find_changes(config: Mapping[str, Any]) -> list[Difference]:
-    """Return the keys of a run that are not at their default: (default, the run's value)."""
+    """Return the keys of a run that are not at their default: (default, the run's value).
+
+    A config that is not ours has no defaults, and so no changes.
+    """
+    if not is_run_config(config):
+        return []
+    return find_differences([_get_defaults(), config])
+
+
+def is_run_config(config: Mapping[str, Any]) -> bool:
+    """Return whether a config is one of our trainer's, not what another program said of itself."""
+    return bool(config) and flatten(config).keys() <= flatten(_get_defaults()).keys()
+
+
+def _get_defaults() -> dict[str, Any]:
+    """Return the default config as plain data."""
     from tsx.config import RunConfig, to_plain
 
-    return find_differences([to_plain(RunConfig()), config])
+    return to_plain(RunConfig())
 
 
 def show_value(value: Any) -> str:
