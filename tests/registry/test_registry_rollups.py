@@ -10,6 +10,7 @@ from sqlalchemy import event as sql_event
 from sqlalchemy import select
 
 from registry import fold as fold_module
+from registry import rollups as rollups_module
 from registry.connection import open_engine
 from registry.events import Metrics, RunResumed
 from registry.fold import fold_batch
@@ -224,7 +225,7 @@ def test_ten_thousand_keys_in_a_line(engine, write_run, reader):
     append(folder, *events[15:])
     ingest(engine, folder)
     assert check(engine) == 10_000
-    assert list(reader.get_outline("aaaa0000", "k9\x1b[31m", 10).values) == [9.0] * 17
+    assert list(reader.get_series("aaaa0000", "k9\x1b[31m").values) == [9.0] * 17
 
 
 def test_absurd_steps_and_times_have_rollups_too(engine, write_run):
@@ -236,3 +237,21 @@ def test_absurd_steps_and_times_have_rollups_too(engine, write_run):
     events.append(RunResumed(time=1.0, from_step=0, steps=1))
     ingest(engine, write_run(steps=0, events=events, ended=False))
     assert check(engine) == 1
+
+
+def test_open_buckets_are_found_from_the_curves_and_not_by_a_scan(engine):
+    seen = []
+    note = sql_event.listens_for(engine, "before_cursor_execute")(
+        lambda connection, cursor, statement, parameters, *rest: seen.append(
+            (statement, parameters)
+        )
+    )
+    with engine.begin() as connection:
+        for level in (0, 1):
+            for keys in ([1], list(range(1000))):
+                rollups_module._load_open(connection, 1, level, keys)
+                plan = connection.exec_driver_sql("EXPLAIN QUERY PLAN " + seen[-1][0], seen[-1][1])
+                steps = [row[3] for row in plan]
+                assert "summaries" in steps[0]
+                assert "seq>?" in steps[1]
+    sql_event.remove(engine, "before_cursor_execute", note)
