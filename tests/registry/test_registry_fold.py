@@ -17,6 +17,7 @@ from registry.events import (
     Artifact,
     Finding,
     Heartbeat,
+    Histogram,
     Metrics,
     Output,
     RunEnded,
@@ -193,6 +194,16 @@ def test_a_resume_to_the_start_leaves_no_curve(engine, reader, write_run):
     ingest(engine, write_run(events=[RunResumed(time=9.0, from_step=0, steps=3)], ended=False))
     assert reader.list_keys("aaaa0000") == []
     assert reader.get_run("aaaa0000").metrics == {}
+
+
+def test_a_resume_cuts_histograms_too(engine, reader, write_run):
+    events = [
+        Histogram(time=1.0, step=step, key="w", edges=(0.0, 1.0), counts=(step,))
+        for step in (1, 2, 3)
+    ]
+    ingest(engine, write_run(events=[*events, RunResumed(time=2.0, from_step=2, steps=9)]))
+    assert [row.step for row in reader.list_histograms("aaaa0000", "w")] == [1, 2]
+    assert reader.get_run("aaaa0000").step == 3
 
 
 def test_findings_are_counted_by_what_they_say(engine, reader, write_run):

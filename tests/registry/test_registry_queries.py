@@ -8,7 +8,7 @@ import pytest
 
 from registry.connection import get_default_url, open_engine
 from registry.errors import StoreCorrupt, UnknownRun
-from registry.events import Metrics, RunResumed
+from registry.events import Histogram, Metrics, RunResumed
 from registry.journal import JournalWriter
 from registry.queries import Cursor, Reader
 from registry.recover import rebuild
@@ -100,11 +100,55 @@ def test_newest_first_whole_unless_limited(fill, reader):
     assert ids(found)[:3] == ["aaaa0029", "aaaa0019", "aaaa0009"]
 
 
+def test_pages_join_to_the_whole_list(fill, reader):
+    for number in range(7):
+        fill(f"aaaa{number:04d}", created=1000.0 + number, steps=1, tags=("t",) if number else ())
+    whole = ids(reader.list_runs())
+    pages = [ids(reader.list_runs(limit=3, offset=offset)) for offset in (0, 3, 6, 9)]
+    assert pages == [whole[:3], whole[3:6], whole[6:], []]
+    assert ids(reader.list_runs(offset=5)) == whole[5:]
+    assert ids(reader.list_runs(offset=-1, limit=2)) == whole[:2]
+    assert ids(reader.list_runs(tag="t", limit=2, offset=4)) == whole[4:6]
+
+
+def test_only_the_values_that_are_asked_for(fill, reader):
+    fill()
+    assert reader.list_runs(keys=("train/lr", "absent"))[0].metrics == {"train/lr": 1e-3}
+    assert reader.list_runs(keys=())[0].metrics == {}
+
+
+def test_runs_are_counted_by_status(fill, reader):
+    assert reader.count_runs() == {}
+    fill("aaaa0000")
+    fill("bbbb0000")
+    fill("cccc0000", ended=False)
+    assert reader.count_runs() == {"completed": 2, "running": 1}
+
+
+def test_histograms_are_listed_by_key(fill, reader):
+    events = [
+        Histogram(time=1001.0, step=1, key="weights", edges=(0.0, 0.5, 1.0), counts=(3, 4)),
+        Histogram(time=1002.5, step=2, key="weights", edges=(), counts=(), nonfinite_count=9),
+        Histogram(time=1003.0, step=2, key="\x1b[31m", edges=(0.0, 1.0), counts=(2**70,)),
+    ]
+    fill(events=events)
+    first, second = reader.list_histograms("aaaa0000", "weights")
+    assert (first.step, first.edges, first.counts) == (1, (0.0, 0.5, 1.0), (3, 4))
+    assert (second.edges, second.nonfinite_count, second.time) == ((), 9, 1002.5)
+    newest = reader.get_detail("aaaa0000").histograms
+    assert list(newest) == ["\x1b[31m", "weights"]
+    assert newest["weights"] == second
+    assert newest["\x1b[31m"].counts == (2**70,)
+    assert reader.list_histograms("aaaa0000", "train/loss") == []
+    assert reader.list_histograms("absent", "weights") == []
+
+
 def test_filters(fill, reader):
-    fill("aaaa0000", created=1.0, name="x", recipe="r", tags=("t", "u"), parent="p")
+    fill("aaaa0000", created=1.0, name="x", project="z", recipe="r", tags=("t", "u"), parent="p")
     fill("bbbb0000", created=2.0, name="y", tags=("u",), ended=False)
     assert ids(reader.list_runs(status="running")) == ["bbbb0000"]
     assert ids(reader.list_runs(name="x")) == ["aaaa0000"]
+    assert ids(reader.list_runs(project="z")) == ["aaaa0000"]
     assert ids(reader.list_runs(recipe="r")) == ["aaaa0000"]
     assert ids(reader.list_runs(parent="p")) == ["aaaa0000"]
     assert ids(reader.list_runs(tag="u")) == ["bbbb0000", "aaaa0000"]

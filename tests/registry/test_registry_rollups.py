@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import subprocess
 
 import pytest
 from sqlalchemy import event as sql_event
@@ -255,3 +256,52 @@ def test_open_buckets_are_found_from_the_curves_and_not_by_a_scan(engine):
                 assert "summaries" in steps[0]
                 assert "seq>?" in steps[1]
     sql_event.remove(engine, "before_cursor_execute", note)
+
+
+WRITING = """
+import sys, time
+from pathlib import Path
+from registry.events import Metrics, RunEnded, RunResumed, RunStarted, Status
+from registry.store import Recorder
+folder, url, lines = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+recorder = Recorder(folder, url)
+recorder.emit(RunStarted(time=time.time(), run_id=folder.name, name="x", steps=lines))
+for step in range(1, lines + 1):
+    values = {f"k{n}": float(step * 7919 % 1009 + n) for n in range(3)}
+    recorder.emit(Metrics(time=time.time(), step=step, values=values))
+    time.sleep(0.002)
+    if step == lines // 2:
+        recorder.emit(RunResumed(time=time.time(), from_step=step - 50, steps=lines))
+recorder.emit(RunEnded(time=time.time(), status=Status.COMPLETED, step=lines))
+recorder.close()
+print(recorder.store_error, flush=True)
+"""
+READING = """
+import sys
+from registry.queries import Reader
+seen = 0
+with Reader.open(sys.argv[1]) as reader:
+    while seen < 8:
+        runs = reader.list_runs()
+        seen = sum(run.status == "completed" for run in runs)
+        for run in runs:
+            whole = reader.get_series(run.id, "k1")
+            outline = reader.get_outline(run.id, "k1", 3)
+            assert len(outline) <= max(len(whole), 200), (len(outline), len(whole))
+print("done", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_eight_writers_and_four_readers_at_once(engine, home, url, start_python):
+    lines = 400
+    names = [f"aaaa000{number}" for number in range(8)]
+    readers = [start_python(READING, url, stderr=subprocess.PIPE) for _ in range(4)]
+    writers = [
+        start_python(WRITING, home / "runs" / name, url, lines, stderr=subprocess.PIPE)
+        for name in names
+    ]
+    for process, said in [*((w, "None\n") for w in writers), *((r, "done\n") for r in readers)]:
+        out, err = process.communicate(timeout=120)
+        assert (out, err) == (said, "")
+    assert check(engine) == 8 * 3 * (350 // 16 + 350 // 64 + 350 // 256)
