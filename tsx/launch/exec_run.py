@@ -26,7 +26,7 @@ from registry.redact import Redactor
 from tsx.errors import Exit
 from tsx.launch.begin import begin_run
 from tsx.launch.exec_program import ForeignProcess, ProgramPlan, start_guard
-from tsx.launch.exec_signals import Stop, StopSignals
+from tsx.launch.exec_signals import MESSAGES, Caught, HeldSignals
 from tsx.launch.exec_streams import Pump, StreamLog
 from tsx.launch.exit_reason import Ending
 from tsx.launch.metric_lines import MetricLine, MetricLines
@@ -57,7 +57,7 @@ class ProgramRun:
         self._tell = tell
         self._lines = MetricLines()
         self._inbox = InboxReader(self._folder / INBOX_NAME, on_bad=self._tell_bad)
-        self._stops: list[tuple[float, Stop]] = []
+        self._stops: list[tuple[float, Caught]] = []
         self._step = 0
         self._said_at = 0.0
         self.lost = 0  # events that could be written nowhere
@@ -68,7 +68,7 @@ class ProgramRun:
         Raises:
             StoreError, RegistryError: the run cannot be recorded; nothing was started.
         """
-        with StopSignals() as signals:
+        with HeldSignals() as signals:
             lock, self._recorder = begin_run(self._folder, self._url, self._make_start(provenance))
             try:
                 ending = self._run(lock, signals)
@@ -112,10 +112,10 @@ class ProgramRun:
             pid=os.getpid(),
         )
 
-    def _run(self, lock: RunLock, signals: StopSignals) -> Ending:
+    def _run(self, lock: RunLock, signals: HeldSignals) -> Ending:
         """Start the program, follow it to its end and finish its streams."""
         early = signals.wait(0.0)
-        if early is not None:
+        if early is not None and early.number not in MESSAGES:
             reason = f"{early.number.name} before the program was started"
             return Ending(Status.INTERRUPTED, reason, 128 + early.number)
         with suppress(OSError):  # a full disk: the program may still make it
@@ -155,7 +155,7 @@ class ProgramRun:
         stopped_by = self._stops[-1][1].number if self._stops else None
         return process.ending(stopped_by, logs[1].find_last_line())
 
-    def _follow(self, process: ForeignProcess, pumps: list[Pump], signals: StopSignals) -> None:
+    def _follow(self, process: ForeignProcess, pumps: list[Pump], signals: HeldSignals) -> None:
         """Take the inbox over and pass signals on until program and streams are at their end."""
         self._said_at = time.monotonic()
         while True:
@@ -168,13 +168,18 @@ class ProgramRun:
                     return
             elif time.monotonic() - self._said_at > _HEARTBEAT_S:
                 self._emit([Heartbeat(time=time.time(), step=self._step)])
-            stop = signals.wait(POLL_S / 10 if gone else POLL_S)
-            if stop is not None:
-                if gone:  # whoever reads our output does not: nothing more to wait for
-                    return
-                self._stop(stop, process)
+            caught = signals.wait(POLL_S / 10 if gone else POLL_S)
+            if caught is None:
+                continue
+            if caught.number in MESSAGES:
+                if not caught.from_terminal:
+                    process.send(caught.number)
+            elif gone:  # whoever reads our output does not: nothing more to wait for
+                return
+            else:
+                self._stop(caught, process)
 
-    def _stop(self, stop: Stop, process: ForeignProcess) -> None:
+    def _stop(self, stop: Caught, process: ForeignProcess) -> None:
         """Pass a stop signal on to a program that did not get it; a second Ctrl-C kills it."""
         now = time.monotonic()
         if any(now - when < _ECHO_S and stop.number == other.number for when, other in self._stops):

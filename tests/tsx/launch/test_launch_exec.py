@@ -318,6 +318,15 @@ class TestEnds:
         assert ended.status is Status.INTERRUPTED
         assert ended.reason == f"{number.name}; the program exited with status 7"
 
+    def test_a_message_is_passed_on_and_ends_nothing(self, home: Home) -> None:
+        script = "trap 'echo got it; exit 0' USR1; echo ready; while :; do sleep 0.05; done"
+        process = home.start("exec", "--", "bash", "-c", script)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGUSR1)
+        out, err = process.communicate(timeout=WAIT_S)
+        assert (process.returncode, out) == (0, b"got it\n"), err
+
     def test_whom_it_leaves_behind_is_not_waited_for(self, home: Home) -> None:
         script = "sleep 600 & echo $!; (sleep 0.2; echo late) &"
         done = home.exec("--", "bash", "-c", script)
