@@ -14,6 +14,7 @@ EXAMPLES = (
     "tsx sql \"select step, value from points where name = 'sanity' and key = 'train/lr'\" --json",
 )
 
+_ROWS_PER_WRITE = 500
 _ROWS_PER_TABLE = 5000  # of one drawing; a longer answer is several tables, its memory bounded
 _MAX_PLAIN_CELL = 20_000  # characters, where no terminal has to hold the line
 _NO_LIMIT = 2**62  # characters: what programs read is never cut
@@ -95,12 +96,12 @@ def _write_json(columns: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> No
         return json.dumps(output.to_strict(plain), allow_nan=False)
 
     output.data(f'{{"columns": {encode(columns)},\n "rows": [', limit=_NO_LIMIT)
-    before = ""
-    for row in rows:
-        if before:
-            output.data(f"  {before},", limit=_NO_LIMIT)
-        before = encode(dict(zip(columns, map(_to_plain, row), strict=True)))
-    output.data(f"  {before}\n ]}}" if before else " ]}", limit=_NO_LIMIT)
+    rows, comma = iter(rows), ""
+    while part := list(itertools.islice(rows, _ROWS_PER_WRITE)):
+        lines = [encode(dict(zip(columns, map(_to_plain, row), strict=True))) for row in part]
+        output.data(comma + "  " + ",\n  ".join(lines), limit=_NO_LIMIT)
+        comma = " ,\n"
+    output.data(" ]}", limit=_NO_LIMIT)
 
 
 def _write_csv(columns: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
@@ -110,12 +111,12 @@ def _write_csv(columns: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> Non
 
     from tsx.cli import output
 
-    for row in itertools.chain([columns], rows):
-        line = io.StringIO()
-        csv.writer(line, lineterminator="").writerow(
-            ["" if cell is None else _to_plain(cell) for cell in row]
-        )
-        output.data(line.getvalue(), limit=_NO_LIMIT)
+    rows = itertools.chain([columns], rows)
+    while part := list(itertools.islice(rows, _ROWS_PER_WRITE)):
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows(["" if cell is None else _to_plain(cell) for cell in row] for row in part)
+        output.data(text.getvalue().removesuffix("\n"), limit=_NO_LIMIT)
 
 
 def _write_tables(columns: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:
