@@ -4,8 +4,14 @@ import csv
 import io
 import json
 import math
+import re
 
 import pytest
+
+from registry.events import Histogram
+
+EVIL = "\x1b[31m[bold]x[/bold]\u202e"
+STAMP = 1_700_000_030.0
 
 
 @pytest.fixture
@@ -16,6 +22,20 @@ def recorded(record):
         'odd,"key"': [1.0],
     }
     record("aaaaaaaa", "one", curves)
+
+
+@pytest.fixture
+def spread(record):
+    """Record a run with histograms, one of a key that is no curve."""
+    edges = (-1.0, 0.0, 0.5, 2.0)
+    events = [
+        Histogram(time=STAMP + step, step=step, key=key, edges=edges, counts=(step, 0, 9))
+        for step in range(1, 31)
+        for key in ("weights", "train/loss")
+    ]
+    nothing = {"edges": (), "counts": (), "nonfinite_count": 7}
+    events.append(Histogram(time=STAMP, step=1, key=f"odd {EVIL}", **nothing))
+    record("aaaaaaaa", "one", {"train/loss": [3.0, 2.0]}, events=events)
 
 
 def test_csv_has_the_agreed_header_and_exact_values(tsx, recorded):
@@ -97,3 +117,48 @@ def test_two_formats_exclude_each_other(tsx, recorded):
     done = tsx("metrics", "one", "train/loss", "--csv", "--json")
     assert done.status == 2
     assert "exclude each other" in done.err
+
+
+def test_histograms_are_listed_with_the_keys(tsx, spread):
+    shown = tsx("metrics", "one").out
+    (line,) = [line for line in shown.splitlines() if line.startswith("weights")]
+    assert "█ ▃" in line
+    assert "-1 .. 2" in line
+    assert "39 values" in line
+    assert "7 not finite" in shown
+    assert shown.replace("\n", "").isprintable()
+    plain = json.loads(tsx("metrics", "one", "--json").out)
+    assert plain["histograms"]["weights"]["edges"] == [-1.0, 0.0, 0.5, 2.0]
+    assert plain["histograms"]["weights"]["counts"] == [30, 0, 9]
+
+
+def test_the_histograms_of_a_key(tsx, spread, monkeypatch):
+    plain = json.loads(tsx("metrics", "one", "weights", "--json").out)
+    assert (plain["key"], plain["points"], len(plain["histograms"])) == ("weights", [], 30)
+    assert plain["histograms"][0]["step"] == 1
+    rows = tsx("metrics", "one", "weights", "--csv").out.splitlines()
+    assert rows[:4] == ["step,low,high,count", "1,-1.0,0.0,1", "1,0.0,0.5,0", "1,0.5,2.0,9"]
+    assert len(rows) == 91
+    monkeypatch.setattr("tsx.cli.output.is_terminal", lambda stream: True)
+    shown = tsx("metrics", "one", "weights").out
+    assert "the last of 30" in shown
+    assert "step 30" in shown
+    assert "step 6 " not in shown
+    both = tsx("metrics", "one", "train/loss").out
+    assert any("\u2800" < char <= "\u28ff" for char in both)
+    assert "step 30" in both
+
+
+def test_a_long_curve_is_drawn_of_few_points_with_its_spike(tsx, record, monkeypatch):
+    values = [1.0] * 6000
+    values[3456] = 7777.0
+    record("bbbbbbbb", "long", {"train/loss": values})
+    monkeypatch.setattr("tsx.cli.output.is_terminal", lambda stream: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = [tsx("metrics", "long", "train/loss").out]
+    monkeypatch.setattr("tsx.cli.charts.MAX_COLUMNS", 10**9)
+    shown.append(tsx("metrics", "long", "train/loss").out)
+    # A slope may begin a dot beside its place; rows and labels are the same.
+    outline, whole = (re.sub("[\u2800-\u28ff]+", "*", text) for text in shown)
+    assert re.sub(" *[*] *", "*", outline) == re.sub(" *[*] *", "*", whole)
+    assert outline.count("*") > 10

@@ -16,7 +16,8 @@ EVIL = "\x1b[31m[bold]evil[/bold]\u202e\n"
 @pytest.fixture
 def three(record):
     """Record three runs, the oldest first."""
-    record("aaaaaaaa", "first", {"train/loss": [3.0, 2.0], "val/loss": [2.5]}, tags=("a", "b"))
+    curves = {"train/loss": [3.0, 2.0], "val/loss": [2.5]}
+    record("aaaaaaaa", "first", curves, tags=("a", "b"), project="vision")
     ending = {"status": Status.DIVERGED, "reason": "train/loss is NaN at step 2"}
     curves = {"train/loss": [3.0, math.nan]}
     record("bbbbbbbb", "second", curves, time=1_700_000_100.0, recipe="overfit", ending=ending)
@@ -30,7 +31,7 @@ def test_json_has_every_run_newest_first(tsx, three):
     assert [run["id"] for run in runs] == ["cccccccc", "bbbbbbbb", "aaaaaaaa"]
     oldest = runs[-1]
     assert oldest["name"] == "first"
-    assert oldest["recipe"] == "sanity"
+    assert (oldest["recipe"], oldest["project"]) == ("sanity", "vision")
     assert oldest["status"] == "completed"
     assert oldest["reason"] == ""
     assert oldest["created"] == 1_700_000_000.0
@@ -60,6 +61,11 @@ def test_reading_an_absent_registry_makes_none(tsx, tmp_path):
     [
         (("--limit", "1"), ["cccccccc"]),
         (("--limit", "99"), ["cccccccc", "bbbbbbbb", "aaaaaaaa"]),
+        (("--limit", "1", "--offset", "1"), ["bbbbbbbb"]),
+        (("--offset", "2"), ["aaaaaaaa"]),
+        (("--offset", "99999999999999999999999"), []),
+        (("--project", "vision"), ["aaaaaaaa"]),
+        (("--project", ""), ["cccccccc", "bbbbbbbb"]),
         (("--status", "diverged"), ["bbbbbbbb"]),
         (("--tag", "b"), ["aaaaaaaa"]),
         (("--recipe", "overfit"), ["bbbbbbbb"]),
@@ -74,7 +80,7 @@ def test_the_list_is_narrowed(tsx, three, flags, ids):
 def test_the_table_is_whole_aligned_and_inert(tsx, three):
     done = tsx("runs")
     head, *rows = done.out.splitlines()
-    assert head.split()[:4] == ["id", "name", "recipe", "status"]
+    assert head.split()[:5] == ["id", "name", "project", "recipe", "status"]
     assert [row.split()[0] for row in rows] == ["cccccccc", "bbbbbbbb", "aaaaaaaa"]
     place = count_cells(head[: head.index("status")])
     assert all("✓✗"[row.split()[0] == "bbbbbbbb"] == cell_at(row, place) for row in rows)
@@ -111,6 +117,16 @@ def test_a_list_is_whole_however_long(tsx, record):
     assert len(tsx("runs").out.splitlines()) == 121
 
 
+def test_projects_have_a_column_only_where_there_are_some(tsx, record):
+    record("aaaaaaaa", "first", {"train/loss": [1.0]})
+    assert "project" not in tsx("runs").out
+    record("bbbbbbbb", "second", {"train/loss": [1.0]}, project=EVIL)
+    shown = tsx("runs").out
+    assert "project" in shown.splitlines()[0]
+    assert shown.replace("\n", "").isprintable()
+    assert "project ␛[31m[bold]" in tsx("show", "second").out
+
+
 def test_an_unknown_status_is_refused_with_the_valid_ones(tsx):
     done = tsx("runs", "--status", "done")
     assert done.status == 2
@@ -118,9 +134,9 @@ def test_an_unknown_status_is_refused_with_the_valid_ones(tsx):
     assert "completed" in done.err
 
 
-@pytest.mark.parametrize("limit", ["0", "-1", "many"])
-def test_a_limit_that_is_no_count_is_refused(tsx, limit):
-    assert tsx("runs", "--limit", limit).status == 2
+@pytest.mark.parametrize("words", ["--limit 0", "--limit -1", "--limit many", "--offset -1"])
+def test_a_limit_that_is_no_count_is_refused(tsx, words):
+    assert tsx("runs", *words.split()).status == 2
 
 
 def test_a_corrupt_registry_is_said_and_left_alone(tsx, three, tmp_path):

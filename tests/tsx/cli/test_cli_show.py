@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from registry.events import Artifact, Finding, Output, Severity, Status
+from registry.events import Artifact, Finding, Histogram, Output, Severity, Status
 
 EVIL = "\x1b[31m[bold]x[/bold]\u202e"
 STAMP = 1_700_000_030.0
@@ -142,3 +142,19 @@ def test_references_to_nothing_fail_without_a_trace(tsx, shown, reference):
     done = tsx("show", reference)
     assert done.status == 1
     assert "Traceback" not in done.err
+
+
+def test_the_newest_histogram_of_each_key_is_shown(tsx, record):
+    events = [
+        Histogram(time=STAMP, step=step, key=f"w{EVIL}", edges=(0.0, 1.0, 3.0), counts=(step, 2))
+        for step in (1, 8)
+    ]
+    record("aaaaaaaa", "one", {"train/loss": [1.0]}, events=events, project="vision")
+    shown = tsx("show", "one").out
+    assert "project vision" in shown
+    assert "0 .. 3" in shown
+    assert "10 values  step 8" in shown
+    assert shown.replace("\n", "").isprintable()
+    plain = json.loads(tsx("show", "one", "--json").out)
+    assert plain["run"]["project"] == "vision"
+    assert plain["histograms"][f"w{EVIL}"]["counts"] == [8, 2]
