@@ -3,14 +3,16 @@
 #   make demo TORCH_INDEX=https://...   takes torch from another index (a CUDA build, say)
 #   make parity OFFICIAL=PATH   is our model the official one? PATH: a checkout of Time-MoE/Time-MoE
 #   make speed OFFICIAL=PATH    our training step beside the official one
+#   make rivals                 our registry beside trackio, MLflow, TensorBoard and W&B, offline
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 PARITY := .venv-official
+RIVALS := .venv-rivals
 
-.PHONY: demo test test-all check install install-dev bench parity speed checkout clean
+.PHONY: demo test test-all check install install-dev bench parity speed rivals checkout clean
 
 demo: install
 	@$(BIN)/tsx run sanity --name demo
@@ -37,6 +39,9 @@ parity: checkout $(PARITY)/.installed
 
 speed: checkout $(PARITY)/.installed
 	$(PARITY)/bin/python -m benchmarks.speed $(OFFICIAL)
+
+rivals: $(RIVALS)/.installed
+	$(RIVALS)/bin/python -m benchmarks.rivals $(if $(QUICK),--quick)
 
 checkout:
 	@test -d "$(OFFICIAL)/time_moe" || { echo "OFFICIAL=$(OFFICIAL): expected a checkout of" \
@@ -68,5 +73,12 @@ $(PARITY)/.installed: constraints.txt
 		transformers==4.40.1 pyyaml msgspec platformdirs psutil
 	@touch $@
 
+# The rivals want libraries of their own; without constraints.txt, which holds ours.
+$(RIVALS)/.installed: benchmarks/rivals-requirements.txt
+	@$(PYTHON) -m venv $(RIVALS)
+	$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(PARITY) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist
+	rm -rf $(VENV) $(PARITY) $(RIVALS) build/rivals .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist

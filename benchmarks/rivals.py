@@ -139,8 +139,11 @@ def _carry_out(task: Task, base: Path) -> dict[str, Any] | str:
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.rivals_measures", json.dumps(order)],
-            **{"cwd": place, "env": _make_environment(task.rival, folder)},
-            **{"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file},
+            cwd=place,
+            env=_make_environment(task.rival, folder),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
             start_new_session=True,
         )
         try:

@@ -349,6 +349,7 @@ class Wandb(Rival):
         """Import the messages of its files."""
         from benchmarks import rivals_wandb
 
+        importlib.import_module("wandb.proto.wandb_internal_pb2")
         self._files = rivals_wandb
 
     def start(self, run: str) -> None:

@@ -51,7 +51,7 @@ def refuse_connections() -> list[str]:
             raise socket.gaierror(f"{host}: this benchmark runs offline")
         return look_up(host, *rest, **named)
 
-    socket.socket.connect = guarded  # type: ignore[method-assign]
+    socket.socket.connect = guarded  # type: ignore[assignment,method-assign]
     socket.getaddrinfo = guarded_look_up
     return refused
 

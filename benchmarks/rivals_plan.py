@@ -78,8 +78,8 @@ def iter_tasks(rivals: Sequence[type[Rival]], scale: Scale) -> Iterator[Task]:
             yield _crowd(rival, scale)
     for rival in rivals:
         steps = scale.slow_steps if rival.slow else scale.steps
-        order = {"run": "size", "steps": steps, "keys": len(KEYS), "prepare": True}
-        yield Task(rival, "size", "fill", "size", order, steps * 4e-4)
+        size = {"run": "size", "steps": steps, "keys": len(KEYS), "prepare": True}
+        yield Task(rival, "size", "fill", "size", size, steps * 4e-4)
 
 
 def _pace(rival: type[Rival], turn: int, scale: Scale) -> Task:

@@ -124,13 +124,13 @@ def measure_crowd(rival: Rival, order: dict[str, Any]) -> dict[str, Any]:
     children = {name: _fork(rival, name, job, order, barrier) for name, job in jobs}
     for pid in children.values():
         os.waitpid(pid, 0)
-    answers = {}
+    answers: dict[str, dict[str, Any]] = {}
     for name in children:
         path = rival.folder / f"{name}.answer"
         answers[name] = json.loads(path.read_text()) if path.is_file() else {"died": 1}
     written = {name: answer.get("rows", 0) for name, answer in answers.items() if name in writers}
     found = sum(_count_rows(rival, name) for name in written)
-    errors = [error for answer in answers.values() for error in answer.get("errors", ())]
+    errors = [error for answer in answers.values() for error in answer.get("errors", [])]
     return {
         "expected": sum(written.values()) * len(KEYS),
         "found": found,

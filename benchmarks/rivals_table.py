@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -182,21 +183,19 @@ def _show_kills(rounds: Rounds) -> Cell:
 
 
 def _show_read(rounds: Rounds) -> Cell:
-    shown = _time_reads(rounds)
     missing = max(answer["missing"] for answer in rounds)
-    return shown._replace(text=shown.text + (f", {missing:,} points missing" if missing else ""))
+    return _time_reads(rounds, f", {missing:,} points missing" if missing else "")
 
 
 def _show_outline(rounds: Rounds) -> Cell:
-    shown = _time_reads(rounds)
-    spike = "kept" if all(answer["spike"] for answer in rounds) else "**lost**"
-    return shown._replace(text=f"{shown.text}, {rounds[0]['points']:,} points, spike {spike}")
+    lost = "" if all(answer["spike"] for answer in rounds) else ", the spike **lost**"
+    shown = _time_reads(rounds, lost)
+    return shown._replace(text=f"{shown.text}; {rounds[0]['points']:,} points")
 
 
 def _show_list(rounds: Rounds) -> Cell:
-    shown = _time_reads(rounds)
     missing = max(answer["missing"] for answer in rounds)
-    return shown._replace(text=shown.text + (f", {missing} runs wrong" if missing else ""))
+    return _time_reads(rounds, f", {missing} runs wrong" if missing else "")
 
 
 def _show_crowd(rounds: Rounds) -> Cell:
@@ -217,8 +216,11 @@ def _show_size(rounds: Rounds) -> Cell:
     return Cell(f"{sizes['store']:.1f}{beside} ({answer['points']:,} points)", sizes["store"])
 
 
-def _time_reads(rounds: Rounds) -> Cell:
-    """Show the median of the reads, and that of the first ones, which open what they read."""
+def _time_reads(rounds: Rounds, fault: str) -> Cell:
+    """Show the median of the reads, and that of the first ones, which open what they read.
+
+    What is read with a fault is not read in time.
+    """
     later = statistics.median(ms for answer in rounds for ms in answer["ms"][1:] or answer["ms"])
     first = statistics.median(answer["ms"][0] for answer in rounds)
-    return Cell(f"{later:,.1f} ({first:,.0f})", later)
+    return Cell(f"{later:,.1f} ({first:,.0f}){fault}", math.inf if fault else later)

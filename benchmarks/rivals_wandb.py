@@ -10,8 +10,6 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from wandb.proto.wandb_internal_pb2 import Record
-
 _FILE_HEADER = 7  # ":W&B", a magic number and the version
 _BLOCK = 32768
 _FRAME = struct.Struct("<IHB")  # checksum, length, kind
@@ -20,7 +18,9 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 def iter_points(path: Path, key: str) -> Iterator[tuple[int, float]]:
     """Yield (step, value) of one key; a torn end is left out."""
-    for message in _iter_messages(path.read_bytes()):
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    for message in iter_messages(path.read_bytes()):
         record = Record.FromString(message)
         if record.WhichOneof("record_type") != "history":
             continue
@@ -33,7 +33,7 @@ def iter_points(path: Path, key: str) -> Iterator[tuple[int, float]]:
             yield int(found.get("_step", record.history.step.num)), float(json.loads(found[key]))
 
 
-def _iter_messages(data: bytes) -> Iterator[bytes]:
+def iter_messages(data: bytes) -> Iterator[bytes]:
     """Yield the messages of a LevelDB log."""
     at, parts = _FILE_HEADER, b""
     while at + _FRAME.size <= len(data):
