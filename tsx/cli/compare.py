@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tsx.compare.report import Report
 
 _CHARTS = ("train/loss", "val/loss")
+_MAX_CHARTS = 3  # of runs without our losses
 _POINT_CHARTS = ("val/mse_h1", "val/mse_h8", "val/mse_h32", "val/mse_h64")
 
 
@@ -60,9 +61,8 @@ def _show_curves(report: Report, reader: Reader, keys: tuple[str, ...]) -> None:
     names = [clean(name) for name in name_runs(report.runs)]
     compared = {row.key for row in report.metrics}
     wanted = keys or (_POINT_CHARTS if "train/loss" in report.withheld else _CHARTS)
-    for key in wanted:
-        if key not in compared:
-            continue
+    drawn = [key for key in wanted if key in compared]
+    for key in drawn or [row.key for row in report.metrics][:_MAX_CHARTS]:
         outlines = [reader.get_outline(run.id, key, MAX_COLUMNS) for run in report.runs]
         aligned = align(outlines, names)
         if any(len(curve.xs) for curve in aligned.curves):

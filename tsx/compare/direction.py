@@ -5,8 +5,10 @@ from __future__ import annotations
 from enum import StrEnum
 
 from registry.views import MetricSummary
+from tsx.loss_names import find_sign, split_key
 
 _LOWER = ("loss", "pred", "aux", "mae", "mse")
+_READINGS = ("router", "sys", "watch")  # families of ours that tell of a run and judge nothing
 _HIGHER = ("toks_per_sec", "points_per_sec", "valid_points_per_sec", "tflops", "mfu")
 
 
@@ -19,14 +21,15 @@ class Direction(StrEnum):
 
 
 def find_direction(key: str) -> Direction:
-    """Return which way the metric of this key improves."""
-    split, _, quantity = key.partition("/")
-    if split not in ("train", "val", "ood"):
+    """Return which way the metric of this key improves, other programs' losses included."""
+    if key.partition("/")[0] in _READINGS:
         return Direction.NEITHER
-    stem = quantity.partition("_h")[0] if quantity.startswith(("mae_h", "mse_h")) else quantity
-    if stem in _LOWER:
+    split, quantity = split_key(key)
+    if split and quantity in _LOWER:
         return Direction.LOWER
-    return Direction.HIGHER if stem in _HIGHER else Direction.NEITHER
+    if split and quantity in _HIGHER:
+        return Direction.HIGHER
+    return (Direction.NEITHER, Direction.HIGHER, Direction.LOWER)[find_sign(quantity)]
 
 
 def find_best(summary: MetricSummary) -> tuple[float, int] | None:

@@ -20,6 +20,7 @@ _DATA_KEYS = (
     "data.val_split",
     "data.demo_series",
 )
+_DATA_NAMES = ("data", "dataset", "data_path", "dataset_path")  # in configs of other programs
 _LOSS_KEYS = ("model.horizons", "model.huber_delta", "model.aux_loss_weight", "model.aux_reduction")
 _PATCH = "model.patch_len"
 _ORIGINS = "eval.origin_stride"
@@ -36,6 +37,18 @@ _MAX_COUNT = 1 << 31  # a registry may hold any number; nothing that is counted 
 def list_warnings(details: Sequence[RunDetail]) -> list[str]:
     """Return one plain line for each way in which the runs did not do the same task."""
     warnings = []
+    keys = [set(detail.metrics) for detail in details]
+    if all(keys) and not set.intersection(*keys):
+        warnings.append("no metric in common: these runs recorded nothing under the same name")
+    silent = [
+        detail.run.name or detail.run.id
+        for detail in details
+        if detail.metrics and not detail.run.data_source
+    ]
+    if silent:
+        warnings.append(
+            f"not known to be the same data: {', '.join(silent)} did not say what it is"
+        )
     data = _list_data_differences(details)
     if data:
         warnings.append(f"not the same data: {'; '.join(data)}")
@@ -157,7 +170,7 @@ def _is_count(value: object) -> TypeGuard[int]:
 def _list_data_differences(details: Sequence[RunDetail]) -> list[str]:
     """Return what differs in the series the runs read and in how they cut them."""
     readers: list[tuple[str, Callable[[RunDetail], str]]] = [
-        ("source", lambda detail: detail.run.data_source),
+        ("source", _name_data),
         ("fingerprint", lambda detail: str(detail.environment.get("data_fingerprint") or "")),
     ]
     found = []
@@ -168,6 +181,13 @@ def _list_data_differences(details: Sequence[RunDetail]) -> list[str]:
             found.append(f"{name} {' | '.join(value or 'unknown' for value in values)}")
             break
     return found + _list_key_differences(details, _DATA_KEYS)
+
+
+def _name_data(detail: RunDetail) -> str:
+    """Return what a run read; of another program, what its config calls data or dataset."""
+    named = (detail.config.get(name) for name in _DATA_NAMES)
+    said = next((name for name in named if isinstance(name, str)), "")
+    return detail.run.data_source or said
 
 
 def _list_key_differences(details: Sequence[RunDetail], keys: Sequence[str]) -> list[str]:

@@ -16,13 +16,14 @@ def list_report_lines(report: Report, *, all_metrics: bool = False) -> list[Line
 
     Args:
         report: what to show.
-        all_metrics: whether metrics that have no better and worse are listed too.
+        all_metrics: whether metrics that have no better and worse are listed beside those that do.
     """
     lines = [Line((Piece(f"▲ {clean(warning)}", "warning"),)) for warning in report.warnings]
     lines += [Line()] if lines else []
     lines += _list_run_lines(report)
     lines += [Line(), *_list_config_lines(report)]
-    rows = [row for row in report.metrics if all_metrics or row.direction is not Direction.NEITHER]
+    judged = [row for row in report.metrics if row.direction is not Direction.NEITHER]
+    rows = list(report.metrics) if all_metrics or not judged else judged
     return [*lines, Line(), *_list_metric_lines(report, rows)]
 
 

@@ -1,5 +1,7 @@
 """What must be said before runs are compared."""
 
+import dataclasses
+
 import pytest
 
 from tsx.compare.guards import is_per_origin, is_per_token, list_warnings, list_withheld
@@ -187,3 +189,25 @@ def test_values_per_token_are_known(key, answer):
 )
 def test_values_over_scored_origins_are_known(key, answer):
     assert is_per_origin(key) is answer
+
+
+def test_runs_without_a_metric_in_common_say_so(make_detail):
+    details = [make_detail(metrics={"loss": [1.0]}), make_detail(metrics={"val_loss": [1.0]})]
+    assert list_warnings(details)[0].startswith("no metric in common")
+    assert not list_warnings([details[0], details[0]])
+
+
+def test_runs_that_did_not_say_what_they_read_are_named(make_detail):
+    silent = make_detail("bbbbbbbb", "mine", metrics={"loss": [1.0]}, data_source="")
+    (warning,) = list_warnings([make_detail(metrics={"loss": [1.0]}), silent])
+    assert warning.startswith("not known to be the same data: mine did not say what it is")
+
+
+def test_other_programs_may_say_what_they_read_in_their_config(make_detail):
+    def make(data):
+        made = make_detail(metrics={"loss": [1.0]}, data_source="", environment={})
+        return dataclasses.replace(made, config={"data": data}, environment={})
+
+    assert not list_warnings([make("a.csv"), make("a.csv")])
+    (warning,) = list_warnings([make("a.csv"), make("b.csv")])
+    assert warning.startswith("not the same data: source a.csv | b.csv")

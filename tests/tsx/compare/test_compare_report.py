@@ -31,7 +31,9 @@ LOSS = {"train/loss": [3.0, 1.0, 2.0], "train/mfu": [10.0, 30.0, 20.0], "train/l
         ("train/grad_norm", Direction.NEITHER),
         ("sys/loss", Direction.NEITHER),
         ("router/layer0/aux", Direction.NEITHER),
-        ("loss", Direction.NEITHER),
+        ("loss", Direction.LOWER),  # as other programs call it
+        ("eval/accuracy", Direction.HIGHER),
+        ("time_ms", Direction.NEITHER),
     ],
 )
 def test_metrics_improve_in_their_own_direction(key, direction):
