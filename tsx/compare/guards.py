@@ -43,12 +43,11 @@ def list_warnings(details: Sequence[RunDetail]) -> list[str]:
     silent = [
         detail.run.name or detail.run.id
         for detail in details
-        if detail.metrics and not detail.run.data_source
+        if detail.metrics and not _name_data(detail)
     ]
     if silent:
-        warnings.append(
-            f"not known to be the same data: {', '.join(silent)} did not say what it is"
-        )
+        said = f"{', '.join(silent)} did not say what it is (config: data)"
+        warnings.append(f"not known to be the same data: {said}")
     data = _list_data_differences(details)
     if data:
         warnings.append(f"not the same data: {'; '.join(data)}")
