@@ -8,10 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import Connection, delete, select
-from sqlalchemy.sql.dml import Insert
 
 from registry import rollups
 from registry.rollups import KEYS_PER_QUERY, Point, Prefix, StoredPoint
@@ -24,6 +22,7 @@ from registry.schema import (
     metrics,
     summaries,
 )
+from registry.statements import insert, insert_rows, upsert
 
 
 @dataclass(slots=True)
@@ -81,11 +80,10 @@ class CurveWriter:
         rollups.extend(self._connection, self._run, counts, added)
         rows = []
         for key in sorted(added):  # neighbours in the table one after the other
-            head = {"run": self._run, "key": key}
-            for point in added[key]:
-                rows.append(head | dict(zip(Point._fields, point, strict=True)))
-                changed[key].add(*point[1:4])
-        self._connection.execute(metrics.insert(), rows)
+            rows += [(self._run, key, *point) for point in added[key]]
+            for _, step, value, flag, _ in added[key]:
+                changed[key].add(step, value, flag)
+        insert_rows(self._connection, metrics, rows)
         self._save_summaries(changed)
         self._points.clear()
 
@@ -184,34 +182,3 @@ def to_stored(value: float) -> tuple[float | None, int]:
 def clean(text: str) -> str:
     """Return text that every engine stores: PostgreSQL has no NUL character."""
     return text.replace("\x00", "\ufffd") if "\x00" in text else text
-
-
-def insert(connection: Connection, table: Any) -> Any:
-    """Return the dialect's INSERT, which knows ON CONFLICT."""
-    # Readers import this module too: a dialect is loaded where rows are written with it.
-    if connection.dialect.name == "postgresql":
-        from sqlalchemy.dialects import postgresql
-
-        return postgresql.insert(table)
-    from sqlalchemy.dialects import sqlite
-
-    return sqlite.insert(table)
-
-
-def upsert(
-    connection: Connection,
-    table: Any,
-    rows: list[dict[str, Any]],
-    *,
-    replaced: tuple[str, ...] = (),
-    added: str = "",
-) -> None:
-    """Insert rows; where the primary key exists, replace some columns and add up one."""
-    statement = insert(connection, table)
-    changes = {name: statement.excluded[name] for name in replaced}
-    if added:
-        changes[added] = table.c[added] + statement.excluded[added]
-    final: Insert = statement.on_conflict_do_update(
-        index_elements=list(table.primary_key.columns), set_=changes
-    )
-    connection.execute(final, rows)

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, RowMapping, exc, select, update
 
 from registry.codec import LineError, from_json, to_json
-from registry.curves import CurveWriter, clean, insert
+from registry.curves import CurveWriter, clean
 from registry.events import (
     Artifact,
     Edited,
@@ -35,6 +35,7 @@ from registry.events import (
 from registry.journal import JOURNAL_NAME, Line, decode_line, iter_lines
 from registry.records import RecordWriter, get_texts
 from registry.schema import resumes, runs
+from registry.statements import insert
 
 _BATCH_LINES = 2000  # of one transaction: other writers wait for its end
 _BATCH_BYTES = 4 * 1024 * 1024

@@ -12,9 +12,10 @@ from typing import Any
 from sqlalchemy import Connection, delete, select, update
 
 from registry.codec import from_json, to_json
-from registry.curves import clean, upsert
+from registry.curves import clean
 from registry.events import Artifact, Event, Finding, Histogram, Output, Removed
 from registry.schema import artifacts, findings, histograms, outputs, tags
+from registry.statements import upsert
 
 _MAX_COUNT = 2**31
 
@@ -49,9 +50,9 @@ class RecordWriter:
 
     def add_histogram(self, seq: int, event: Histogram, key: int, time_ms: int) -> None:
         """Record how values were spread, under the number of the event's key."""
-        row = {"run": self._run, "key": key, "seq": seq, "step": event.step, "time_ms": time_ms}
+        row: dict[str, Any] = {"run": self._run, "key": key, "seq": seq, "time_ms": time_ms}
+        row |= {"step": event.step, "nonfinite_count": event.nonfinite_count}
         row |= {"edges": to_json(event.edges), "counts": to_json(event.counts)}
-        row["nonfinite_count"] = event.nonfinite_count
         self._connection.execute(histograms.insert(), row)
 
     def rewind(self, from_step: int) -> None:

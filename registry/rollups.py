@@ -15,6 +15,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, delete, func, select
 
 from registry.schema import BUCKET, FANOUT, FINITE, metrics, rollups, summaries
+from registry.statements import insert_rows
 
 KEYS_PER_QUERY = 500  # bound parameters of one statement; SQLite allows 32,766
 
@@ -127,7 +128,7 @@ def extend(
         counts: points that each curve has so far, by the key's number.
         added: what each of these curves gains, in the order of the journal, as `Point`s.
     """
-    rows: list[dict[str, object]] = []
+    rows: list[tuple[object, ...]] = []
     level, size = 0, BUCKET
     fresh: Mapping[int, Sequence[tuple[object, ...]]] = added
     while True:
@@ -141,12 +142,11 @@ def extend(
             parts = [*opened.get(key, ()), *fresh[key]]
             starts = range(0, len(parts) - size + 1, size)
             summed[key] = [_sum(parts[start : start + size], level) for start in starts]
-            head: dict[str, object] = {"run": run, "key": key, "level": level}
-            rows += [head | bucket._asdict() for bucket in summed[key]]
+            rows += [(run, key, level, *bucket) for bucket in summed[key]]
         counts = {key: counts[key] // size for key in full}
         fresh, size = summed, FANOUT
     if rows:
-        connection.execute(rollups.insert(), rows)
+        insert_rows(connection, rollups, rows)
 
 
 def find_prefix(connection: Connection, run: int, key: int, count: int, from_step: int) -> Prefix:
