@@ -65,10 +65,9 @@ def command(
         parse=not no_parse,
     )
     run = ProgramRun(plan, home, find_url(home), _talk)
-    provenance = collect()
-    _talk(f"run {plan.run_id} {plan.name!r}: {output.clean(shlex.join(words), limit=200)}")
+    title = f"run {plan.run_id} {plan.name!r}: {output.clean(shlex.join(words), limit=200)}"
     began = time.monotonic()
-    ending = run.record(provenance)
+    ending = run.record(collect(), title)
     _show_end(plan.run_id, ending, time.monotonic() - began, run.lost)
     return ending.exit_code
 

@@ -11,7 +11,8 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,27 +156,30 @@ def make_environment(environ: Mapping[str, str], run_id: str, folder: Path) -> d
     return {"PYTHONUNBUFFERED": "1", **environ, **added}
 
 
-def start_guard(
-    out_fd: int, err_fd: int, life_fd: int, folder: Path
-) -> subprocess.Popen[bytes] | None:
-    """Start the process that keeps the program's output going should we be killed.
+@contextmanager
+def guarded(out_fd: int, err_fd: int, folder: Path) -> Iterator[None]:
+    """Have another process stand by that keeps a program's output going should we be killed.
 
     Args:
         out_fd: read end of the program's stdout.
         err_fd: read end of its stderr.
-        life_fd: read end of a pipe that only we can write to.
         folder: the run's, for the logs.
     """
-    try:
-        return subprocess.Popen(
-            [
-                *make_line("tsx.launch.exec_guard"),
-                *map(str, (out_fd, err_fd, life_fd)),
-                str(folder),
-            ],
+    life_read, life_write = os.pipe()  # nobody else can write to it: its end is ours
+    fds = (out_fd, err_fd, life_read)
+    guard = None
+    with suppress(OSError):  # no room for one more process: the program runs without this net
+        guard = subprocess.Popen(
+            [*make_line("tsx.launch.exec_guard"), *map(str, fds), str(folder)],
             stdin=subprocess.DEVNULL,
-            pass_fds=(out_fd, err_fd, life_fd),
+            pass_fds=fds,
             start_new_session=True,  # a Ctrl-C is not for it
         )
-    except OSError:  # no room for one more process: the program runs without this net
-        return None
+    os.close(life_read)
+    try:
+        yield
+    finally:
+        if guard is not None:
+            guard.kill()
+            guard.wait()
+        os.close(life_write)

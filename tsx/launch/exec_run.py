@@ -13,7 +13,7 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +25,8 @@ from registry.liveness import RunLock
 from registry.redact import Redactor
 from tsx.errors import Exit
 from tsx.launch.begin import begin_run
-from tsx.launch.exec_program import ForeignProcess, ProgramPlan, start_guard
+from tsx.launch.capture import LOG_NAMES
+from tsx.launch.exec_program import ForeignProcess, ProgramPlan, guarded
 from tsx.launch.exec_signals import MESSAGES, Caught, HeldSignals
 from tsx.launch.exec_streams import Pump, StreamLog
 from tsx.launch.exit_reason import Ending
@@ -33,6 +34,7 @@ from tsx.launch.metric_lines import MetricLine, MetricLines
 from tsx.launch.provenance import Provenance
 
 POLL_S = 0.05  # how often the inbox is looked at
+_LAST_POLL_S = 0.01  # while the last words of a program that is gone are passed on
 BAD_LINES_TOLD = 5  # of the inbox, one by one; the rest is counted
 _HEARTBEAT_S = 60.0  # between two signs of life of a silent program
 _ECHO_S = 0.2  # the same stop signal within this is one, sent to us and to our group
@@ -62,8 +64,12 @@ class ProgramRun:
         self._said_at = 0.0
         self.lost = 0  # events that could be written nowhere
 
-    def record(self, provenance: Provenance) -> Ending:
+    def record(self, provenance: Provenance, title: str) -> Ending:
         """Run the program and record it; return how it ended, with the exit status to pass on.
+
+        Args:
+            provenance: where the command was given.
+            title: shown once the run is recorded, before the program starts.
 
         Raises:
             StoreError, RegistryError: the run cannot be recorded; nothing was started.
@@ -71,6 +77,7 @@ class ProgramRun:
         with HeldSignals() as signals:
             lock, self._recorder = begin_run(self._folder, self._url, self._make_start(provenance))
             try:
+                self._tell(title)
                 ending = self._run(lock, signals)
                 self._emit(read_output(self._folder))
                 self._recorder.emit(
@@ -122,40 +129,40 @@ class ProgramRun:
             (self._folder / INBOX_NAME).touch()
             self._emit(self._inbox.iter_new(time.time()))
         (out_read, out_write), (err_read, err_write) = os.pipe(), os.pipe()
-        life_read, life_write = os.pipe()
-        guard = start_guard(out_read, err_read, life_read, self._folder)
+        with guarded(out_read, err_read, self._folder):
+            try:
+                process = ForeignProcess(
+                    self._plan, self._folder, lock, (out_write, err_write), signals.mask
+                )
+            except OSError as error:
+                os.close(out_read)
+                os.close(err_read)
+                return Ending(Status.FAILED, self._explain_fault(error), Exit.NOT_EXECUTABLE)
+            finally:
+                os.close(out_write)
+                os.close(err_write)
+            pumps = self._start_pumps(out_read, err_read)
+            self._follow(process, pumps, signals)
+        self._finish(pumps)
+        stopped_by = self._stops[-1][1].number if self._stops else None
+        return process.ending(stopped_by, pumps[1].log.find_last_line())
+
+    def _explain_fault(self, error: OSError) -> str:
+        """Say why the program could not be started."""
+        hint = "; a script begins with #! and its interpreter" * (error.errno == errno.ENOEXEC)
+        return f"cannot start {self._plan.path}: {error.strerror or error}{hint}"
+
+    def _start_pumps(self, out_read: int, err_read: int) -> tuple[Pump, Pump]:
+        """Begin to pass stdout and stderr on."""
         redactor = Redactor.from_environ(os.environ)
-        logs = [StreamLog(self._folder / f"{name}.log", redactor) for name in ("stdout", "stderr")]
+        out, err = (StreamLog(self._folder / name, redactor) for name in LOG_NAMES)
         see = self._read_output if self._plan.parse else None
-        pumps = [Pump(out_read, 1, logs[0], see), Pump(err_read, 2, logs[1])]
-        process, fault = None, ""
-        try:
-            process = ForeignProcess(
-                self._plan, self._folder, lock, (out_write, err_write), signals.mask
-            )
-        except OSError as error:
-            fault = f"cannot start {self._plan.path}: {error.strerror or error}"
-            if error.errno == errno.ENOEXEC:
-                fault += "; a script begins with #! and its interpreter"
-        for fd in (out_write, err_write, life_read):
-            os.close(fd)
+        pumps = Pump(out_read, 1, out, see), Pump(err_read, 2, err)
         for pump in pumps:
             pump.start()
-        try:
-            if process is not None:
-                self._follow(process, pumps, signals)
-        finally:
-            if guard is not None:
-                guard.kill()
-                guard.wait()
-            os.close(life_write)
-        if process is None:
-            return Ending(Status.FAILED, fault, Exit.NOT_EXECUTABLE)
-        self._finish(logs)
-        stopped_by = self._stops[-1][1].number if self._stops else None
-        return process.ending(stopped_by, logs[1].find_last_line())
+        return pumps
 
-    def _follow(self, process: ForeignProcess, pumps: list[Pump], signals: HeldSignals) -> None:
+    def _follow(self, process: ForeignProcess, pumps: Sequence[Pump], signals: HeldSignals) -> None:
         """Take the inbox over and pass signals on until program and streams are at their end."""
         self._said_at = time.monotonic()
         while True:
@@ -168,7 +175,7 @@ class ProgramRun:
                     return
             elif time.monotonic() - self._said_at > _HEARTBEAT_S:
                 self._emit([Heartbeat(time=time.time(), step=self._step)])
-            caught = signals.wait(POLL_S / 10 if gone else POLL_S)
+            caught = signals.wait(_LAST_POLL_S if gone else POLL_S)
             if caught is None:
                 continue
             if caught.number in MESSAGES:
@@ -194,7 +201,7 @@ class ProgramRun:
         if stop.number == signal.SIGINT:
             self._tell("waiting for the program to end; Ctrl-C again kills it")
 
-    def _finish(self, logs: list[StreamLog]) -> None:
+    def _finish(self, pumps: Sequence[Pump]) -> None:
         """Take over what is left, say how much was left out, close the logs."""
         now = time.time()
         self._emit(self._inbox.iter_rest(now))
@@ -202,8 +209,8 @@ class ProgramRun:
             self._emit_lines(self._lines.finish())
         if (more := self._inbox.bad_count - BAD_LINES_TOLD) > 0:
             self._tell(f"{INBOX_NAME}: {more:,} more lines or values left out")
-        for log in logs:
-            log.finish()
+        for pump in pumps:
+            pump.log.finish()
 
     def _read_output(self, data: bytes) -> None:
         """Record the metric lines in a piece of stdout; in the thread that passes it on."""
