@@ -178,7 +178,7 @@ def cut(connection: Connection, run: int, prefixes: Mapping[int, Prefix], from_s
 def load_points(connection: Connection, run: int, key: int, *, after: int) -> list[Point]:
     """Return the points of a curve behind a place in the journal, in its order."""
     query = select(*_POINT_COLUMNS).where(*_behind(metrics, run, key, after))
-    return [Point(*row) for row in connection.execute(query.order_by(metrics.c.seq))]
+    return [Point._make(row) for row in connection.execute(query.order_by(metrics.c.seq)).all()]
 
 
 def load_buckets(
@@ -187,7 +187,7 @@ def load_buckets(
     """Return the buckets of one level of a curve behind a place in the journal, in its order."""
     query = select(*_BUCKET_COLUMNS).where(*_behind(rollups, run, key, after))
     query = query.where(rollups.c.level == level).order_by(rollups.c.seq).limit(limit)
-    return [Bucket(*row) for row in connection.execute(query)]
+    return [Bucket._make(row) for row in connection.execute(query).all()]
 
 
 def get_edge_point(connection: Connection, run: int, key: int, step: int, *, last: bool) -> Point:

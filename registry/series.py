@@ -16,7 +16,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, Double, and_, case, func, literal, select
 
 from registry import rollups
-from registry.rollups import Bucket, StoredPoint
+from registry.rollups import Bucket, Point, StoredPoint
 from registry.rows import from_stored
 from registry.schema import (
     FINITE,
@@ -109,33 +109,33 @@ def load_outline(connection: Connection, place: Place, name: str, width: int) ->
         end = buckets[-1].seq if buckets else 0
         buckets += rollups.load_buckets(connection, place.run, place.key, each, after=end)
     tail = rollups.load_points(connection, place.run, place.key, after=buckets[-1].seq)
-    first, last = (_get_edge(connection, place, buckets, last=last) for last in (False, True))
-    points = [first, *(point for bucket in buckets for point in _list_points(bucket)), last, *tail]
+    points = [*_list_edges(connection, place, buckets, tail), *tail]
+    for bucket in buckets:
+        points += _list_points(bucket)
     once = {point[1:]: None for point in points}  # the first point may be the smallest as well
-    return _order(
-        Series(
-            name,
-            array("q", [step for step, _, _, _ in once]),
-            array("d", [from_stored(value, flag) for _, value, flag, _ in once]),
-            array("d", [place.created + time_ms / 1000 for _, _, _, time_ms in once]),
-        )
+    ordered = sorted(once, key=operator.itemgetter(0))
+    return Series(
+        name,
+        array("q", [step for step, _, _, _ in ordered]),
+        array("d", [from_stored(value, flag) for _, value, flag, _ in ordered]),
+        array("d", [place.created + time_ms / 1000 for _, _, _, time_ms in ordered]),
     )
 
 
-def _get_edge(
-    connection: Connection, place: Place, buckets: Sequence[Bucket], *, last: bool
-) -> StoredPoint:
-    """Return the point with the largest step in these buckets (`last`), or with the smallest."""
-    step = (
-        max(bucket.last_step for bucket in buckets)
-        if last
-        else min(bucket.first_step for bucket in buckets)
-    )
-    return rollups.get_edge_point(connection, place.run, place.key, step, last=last)
+def _list_edges(
+    connection: Connection, place: Place, buckets: Sequence[Bucket], tail: Sequence[Point]
+) -> Iterator[StoredPoint]:
+    """Yield the points with the smallest and largest step, where the open tail has none such."""
+    first = min(bucket.first_step for bucket in buckets)
+    last = max(bucket.last_step for bucket in buckets)
+    if all(first < point.step for point in tail):
+        yield rollups.get_edge_point(connection, place.run, place.key, first, last=False)
+    if all(point.step < last for point in tail):
+        yield rollups.get_edge_point(connection, place.run, place.key, last, last=True)
 
 
 def _list_points(bucket: Bucket) -> Iterator[StoredPoint]:
-    """Yield the points that a bucket knows."""
+    """Yield the points that a bucket knows; `seq` is the bucket's own."""
     if bucket.min is not None:
         yield bucket.seq, bucket.min_step, bucket.min, FINITE, bucket.min_ms
         yield bucket.seq, bucket.max_step, bucket.max, FINITE, bucket.max_ms
