@@ -168,10 +168,11 @@ class Reader:
     def get_outline(self, run_id: str, key: str, width: int) -> Series:
         """Return true points of a curve that show, over `width` columns, all that the curve shows.
 
-        The smallest and largest value and the first one that is not finite of at least `width`
-        stretches of the curve, its outermost points and its newest ones; see registry.series. A
-        curve of fewer than `16 * width` points comes whole, of a longer one fewer than
-        `12 * width + 150` points.
+        The smallest and largest value and the first one that is not finite of at least
+        `2 * width` stretches of the curve, its outermost points and its newest ones; see
+        registry.series. A curve of fewer than `32 * width` points comes whole; of a longer one
+        come fewer than `16 * width + 150` points, and one for each stretch with values that are
+        not finite.
         """
         return self.get_outline_since(run_id, key, width, None)[0]
 

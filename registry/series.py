@@ -97,11 +97,11 @@ def load_since(connection: Connection, place: Place, name: str, after: int) -> S
 def load_outline(connection: Connection, place: Place, name: str, width: int) -> Series:
     """Return the outline of a curve.
 
-    It comes from the coarsest level with a bucket for each of `width` columns, so of fewer than
-    `4 * width`; from the levels below where that one ends; and from the points in no bucket. A
-    curve of fewer than `16 * width` points comes whole.
+    It comes from the coarsest level with two buckets for each of `width` columns, so of fewer than
+    `8 * width`; from the levels below where that one ends; and from the points in no bucket. A
+    curve of fewer than `32 * width` points comes whole.
     """
-    level = rollups.find_top_level(place.num_points // max(width, 1))
+    level = rollups.find_top_level(place.num_points // (2 * max(width, 1)))
     if level == 0:
         return load_since(connection, place, name, 0)
     buckets: list[Bucket] = []

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S = 0.5  # twice a second: what feels live, at microseconds a look
 RECOVER_EVERY_S = 1.0  # a dead run shows as killed within two seconds
-OUTLINE_COLUMNS = 512  # of dots: the width of a chart over the whole of a wide terminal
+OUTLINE_COLUMNS = 320  # of dots: a chart of 160 cells
 MAX_CURVES = 256  # of one run: nobody scrolls through more charts
-_MAX_HELD = 32 * OUTLINE_COLUMNS  # points: twice a whole curve, then its outline is read anew
+_MAX_HELD = 64 * OUTLINE_COLUMNS  # points: twice a whole curve, then its outline is read anew
 
 
 class RegistryReader(Protocol):

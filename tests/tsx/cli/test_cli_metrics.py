@@ -150,7 +150,7 @@ def test_the_histograms_of_a_key(tsx, spread, monkeypatch):
 
 
 def test_a_long_curve_is_drawn_of_few_points_with_its_spike(tsx, record, monkeypatch):
-    values = [1.0] * 6000
+    values = [1.0] * 8000
     values[3456] = 7777.0
     record("bbbbbbbb", "long", {"train/loss": values})
     monkeypatch.setattr("tsx.cli.output.is_terminal", lambda stream: True)
