@@ -1,12 +1,19 @@
-"""`tsx registry`: where the registry is, and how to get it back."""
+"""`tsx registry`: where the registry is, whether it is whole, and how to get it back."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tsx.cli import output
+
+EXAMPLES = (
+    "tsx registry check",
+    "tsx registry backup /mnt/safe/registry.db",
+    "tsx registry rebuild",
+)
 
 app = typer.Typer()
 
@@ -45,6 +52,58 @@ def migrate_registry() -> None:
     open_engine(find_url(find_home()), readonly=False).dispose()
     output.talk("the registry has this version's schema")
     output.talk("next: tsx runs")
+
+
+@app.command("check")
+def check_registry(
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Leave out the points: structure and offsets only.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Compare the registry with the journals of all runs; exit 3 where they do not agree.
+
+    Every point of every journal is looked up in the database, summaries and rollups are computed
+    anew. Runs may be training. Nothing is changed.
+    """
+    from registry.check import check
+    from registry.connection import find_home, find_url
+    from tsx.cli.check_report import CheckProgress, show_report, to_plain
+    from tsx.cli.reading import open_reader
+
+    open_reader().close()  # what the journals say more than the database is folded in first
+    with CheckProgress() as progress:
+        report = check(find_home(), find_url(find_home()), fast=fast, progress=progress.show)
+    if as_json:
+        output.json(to_plain(report))
+    else:
+        show_report(report, fast=fast)
+    return 3 if report.faults else 0
+
+
+@app.command("backup")
+def back_up_registry(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Default: beside it, with the UTC time.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Copy the registry to a new file, also while runs are recorded, and check the copy.
+
+    The journals are not copied: they have everything, and make a registry again on their own.
+    """
+    from registry.backup import back_up
+    from registry.connection import find_home, find_url
+    from tsx.text import format_bytes
+
+    backup = back_up(find_url(find_home()), file)
+    if as_json:
+        plain = {"path": str(backup.path), "size_bytes": backup.size_bytes, "runs": backup.num_runs}
+        output.json(plain)
+        return
+    output.data(str(backup.path))
+    output.talk(f"{backup.num_runs:,} runs, {format_bytes(backup.size_bytes)}, checked")
+    output.talk(f"next: TSX_REGISTRY=sqlite:///{backup.path} tsx runs")
 
 
 @app.command("rebuild")

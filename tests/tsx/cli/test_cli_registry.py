@@ -1,4 +1,4 @@
-"""tsx registry: where it is, and how to get it back."""
+"""tsx registry: where it is, whether it is whole, and how to get it back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import sqlite3
 
 import pytest
+
+from registry.schema import REVISION
 
 EVERY_VERB = [
     ("runs",),
@@ -107,7 +109,7 @@ def test_a_newer_registry_is_refused_with_both_versions(tsx, database):
         done = tsx(*verb)
         assert (done.status, done.out) == (3, "")
         assert "0099" in done.err
-        assert "0001" in done.err
+        assert REVISION in done.err
         assert "Traceback" not in done.err
 
 
@@ -144,3 +146,81 @@ def test_no_verb_shows_the_password_of_a_registry_that_cannot_be_used(
 
 def test_an_unknown_subcommand_is_a_usage_error(tsx):
     assert tsx("registry", "burn").status == 2
+
+
+def spoil(database, statement):
+    """Change the registry behind the back of everything."""
+    connection = sqlite3.connect(database)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+def test_check_says_that_all_is_well(tsx, database):
+    done = tsx("registry", "check")
+    assert (done.status, done.err) == (0, "")
+    assert done.out == "2 runs and 3 points agree with their journals\n"
+    assert tsx("registry", "check", "--fast").out == "2 runs agree with their journals\n"
+    report = json.loads(tsx("registry", "check", "--json").out)
+    assert report == {"faults": [], "runs": 2, "points": 3, "elsewhere": []}
+
+
+def test_check_names_every_fault_and_the_next_command(tsx, database):
+    spoil(database, "DELETE FROM metrics WHERE step = 2")
+    done = tsx("registry", "check")
+    assert done.status == 3
+    assert "points: run aaaaaaaa: 1 points are missing, first train/loss at step 2" in done.out
+    assert "curve: run aaaaaaaa: train/loss: its summary has " in done.out
+    assert done.err.endswith("2 faults in 2 runs\nnext: tsx registry rebuild\n")
+    report = json.loads(tsx("registry", "check", "--json").out)
+    assert {fault["kind"] for fault in report["faults"]} == {"points", "curve"}
+    assert tsx("registry", "rebuild").status == 0
+    assert tsx("registry", "check").status == 0
+
+
+def test_check_warns_of_a_rebuild_that_would_lose_a_run(tsx, database):
+    spoil(database, "DELETE FROM metrics WHERE step = 2")
+    (database.parent / "runs" / "bbbbbbbb").rename(database.parent / "away")
+    done = tsx("registry", "check")
+    assert done.status == 3
+    # The runs of this test are of host "box": what is away may be there.
+    assert "1 runs of other hosts were not compared: bbbbbbbb" in done.err
+    spoil(database, "UPDATE runs SET host = ''")
+    done = tsx("registry", "check")
+    assert "a rebuild would lose 1 runs that have no journal" in done.err
+    assert "next: tsx registry backup; tsx registry rebuild" in done.err
+
+
+def test_check_shows_hostile_text_inert(tsx, database):
+    spoil(database, "UPDATE metric_keys SET key = char(27) || '[31mx'")
+    spoil(database, "UPDATE summaries SET count = 77")
+    done = tsx("registry", "check")
+    assert done.status == 3
+    assert "␛[31mx" in done.out
+    assert "\x1b" not in done.out + done.err
+
+
+def test_backup_says_where_it_is_and_how_it_is_used(tsx, database, monkeypatch, tmp_path):
+    target = tmp_path / "copy.db"
+    done = tsx("registry", "backup", str(target))
+    assert (done.status, done.out) == (0, f"{target}\n")
+    assert "2 runs, " in done.err
+    assert f"next: TSX_REGISTRY=sqlite:///{target} tsx runs" in done.err
+    monkeypatch.setenv("TSX_REGISTRY", f"sqlite:///{target}")
+    assert len(json.loads(tsx("runs", "--json").out)["runs"]) == 2
+
+
+def test_backup_as_json_and_never_over_a_file(tsx, database, tmp_path):
+    plain = json.loads(tsx("registry", "backup", "--json").out)
+    assert (plain["runs"], plain["path"].startswith(f"{database}.backup-")) == (2, True)
+    done = tsx("registry", "backup", plain["path"])
+    assert (done.status, done.out) == (3, "")
+    assert "exists" in done.err
+
+
+@pytest.mark.parametrize("verb", ["check", "backup"])
+def test_a_registry_that_is_no_database_is_named(tsx, database, verb):
+    break_file(database, b"no database at all" * 500)
+    done = tsx("registry", verb)
+    assert (done.status, done.out) == (3, "")
+    assert done.err.endswith("next: tsx registry rebuild\n")
