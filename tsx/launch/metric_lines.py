@@ -293,9 +293,9 @@ def _iter_spaced(piece: str) -> Iterator[re.Match[str]]:
 def _read_value(match: re.Match[str], split: str) -> tuple[str, float] | None:
     """Return key and value of a match, None for what is no metric."""
     fields = match.groupdict()
-    words = [fields["name"], *(fields.get("more") or "").split()]
+    words = [fields["name"].lower(), *(fields.get("more") or "").lower().split()]
     name = "_".join(words)
-    if words[-1].lower() in _NO_METRICS or _FILLERS & {word.lower() for word in words}:
+    if words[-1] in _NO_METRICS or not _FILLERS.isdisjoint(words):
         return None
     literal = match["number"].replace(",", "")
     value, unit = float(literal), (match["unit"] or "").strip()
@@ -304,7 +304,7 @@ def _read_value(match: re.Match[str], split: str) -> tuple[str, float] | None:
     name = re.sub(r"/(?=(?:s|sec|step|it)$)", "_per_", name)
     if unit in _SCALES:
         value *= _SCALES[unit]
-    elif unit and not name.lower().endswith(f"_{unit.lower()}"):
+    elif unit and not name.endswith(f"_{unit.lower()}"):
         name = f"{name}_{unit.lower()}"
     own = _SPLITS.get((match["split"] or "").lower(), split)
     return (f"{own}/{name}" if own else name), value

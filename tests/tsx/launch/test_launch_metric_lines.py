@@ -40,17 +40,17 @@ def feed(text: bytes, size: int) -> list[MetricLine]:
         (
             "Step: 12, Training Loss: 0.5, Test Accuracy: 98.1%",
             12,
-            {"train/Loss": 0.5, "test/Accuracy": 98.1},
+            {"train/loss": 0.5, "test/accuracy": 98.1},
         ),
         ("2026-11-20 12:00:00,123 - INFO - step=10 loss=0.5", 10, {"loss": 0.5}),
         ("[2026-11-20 12:00:00] epoch 3 loss 0.5", 3, {"loss": 0.5}),
         ("INFO:root:step=10 loss=0.5", 10, {"loss": 0.5}),
         ("[rank0]: step=11 loss=0.4", 11, {"loss": 0.4}),
-        ("Train Epoch: 1 [640/60000 (1%)]\tLoss: 2.300", 640, {"train/Loss": 2.3}),
+        ("Train Epoch: 1 [640/60000 (1%)]\tLoss: 2.300", 640, {"train/loss": 2.3}),
         (
             "Epoch: [0][ 10/5005]\tTime  0.5 ( 0.9)\tLoss 6.9e+00 (7.0e+00)\tAcc@1   0.00 ( 0.1)",
             10,
-            {"Time": 0.5, "Loss": 6.9, "Acc@1": 0.0},
+            {"time": 0.5, "loss": 6.9, "acc@1": 0.0},
         ),
         (
             "step 00010/21400 (0.5%) | loss: 10.9 | grad norm: 1.2 | dt: 123.45ms | tok/sec: 1,234",
