@@ -31,7 +31,7 @@ class JournalFile:
         self.path = path
         self.fault = ""  # why lines are waiting or lost; empty while all is well
         self.is_gone = False  # deleted under its writer
-        self.lost = 0  # lines for which there was no journal any more
+        self.lost = 0  # lines that are in no journal
         self._retry_at = 0.0
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -86,12 +86,12 @@ class JournalFile:
             newline = self._end_half_line()
             written = os.write(self._fd, newline + lines) - len(newline)
         except OSError as error:
-            self._refuse(error)
+            self.refuse(error)
             return lines
         if written == len(lines):
             self.fault, self._may_be_torn = "", False
             return b""
-        self._refuse(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        self.refuse(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         self._may_be_torn = True
         if written > 0 and lines[written : written + 1] == b"\n":  # whoever is next ends it
             return lines[written + 1 :]
@@ -115,6 +115,11 @@ class JournalFile:
         self.lost = 0
         self._may_be_torn = False
 
+    def refuse(self, error: OSError) -> None:
+        """Note why the disk took less than it was given."""
+        self.fault = f"{self.path}: {error.strerror or error}"
+        self._retry_at = time.monotonic() + _RETRY_S
+
     def close(self) -> None:
         """End half a line, hand everything to the disk and close."""
         with contextlib.suppress(OSError):
@@ -132,11 +137,6 @@ class JournalFile:
                 if os.pread(self._fd, 1, self.end - 1) != b"\n":
                     return b"\n"
         return b""
-
-    def _refuse(self, error: OSError) -> None:
-        """Note why the disk took less than it was given."""
-        self.fault = f"{self.path}: {error.strerror or error}"
-        self._retry_at = time.monotonic() + _RETRY_S
 
     def _lose(self, lines: bytes) -> bytes:
         """Count lines that cannot be written anywhere any more; nothing is left of them."""

@@ -21,7 +21,16 @@ from sqlalchemy.engine import URL
 
 from registry.connection import open_engine, parse_url
 from registry.errors import StoreCorrupt, StoreError, StoreNewer, StoreUnavailable
-from registry.events import Event, Finding, Heartbeat, Histogram, Metrics, RunEnded, RunStarted, Severity
+from registry.events import (
+    Event,
+    Finding,
+    Heartbeat,
+    Histogram,
+    Metrics,
+    RunEnded,
+    RunStarted,
+    Severity,
+)
 from registry.faults import explain, explained, get_path, is_sqlite
 from registry.fold import fold_batch
 from registry.journal import JOURNAL_NAME, JournalWriter
@@ -159,7 +168,7 @@ class Recorder:
 
     def _report_loss(self) -> None:
         """Leave a finding that says how many events are missing, if the disk takes it."""
-        if self._journal.drain() and self._journal.lost and not self._journal.is_gone:
+        if self._journal.drain() and self._journal.lost and not self._journal.file.is_gone:
             self._journal.append(
                 Finding(
                     time=time.time(),
@@ -186,8 +195,8 @@ class Recorder:
     def _try_fold(self, *, deadline: float) -> bool:
         """Fold what is new; return whether there is no more to do here."""
         self._journal.drain()
-        if self._journal.is_gone:
-            self.store_error = self._journal.fault
+        if self._journal.file.is_gone:
+            self.store_error = self._journal.file.fault
             return True
         end = self._find_end()
         if end < 0:  # moved away with its folder: whoever brings it back folds it
@@ -207,7 +216,7 @@ class Recorder:
             self._drop_engine()
             # Waiting mends a lock or a full disk; a broken registry needs its user.
             return self._closed and isinstance(fault, StoreCorrupt | StoreNewer)
-        self.store_error = self._journal.fault or None
+        self.store_error = self._journal.file.fault or None
         self._folded = end
         return True
 

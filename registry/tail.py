@@ -98,16 +98,6 @@ class Tail:
         """Whether nothing waits."""
         return self.words[END] == BASE
 
-    def list_lines(self) -> list[bytes]:
-        """Return the records as lines of JSON; empty bytes for one that cannot be a line."""
-        return _list_lines(self.view, self.words[END])
-
-    @property
-    def moving_from(self) -> int | None:
-        """The journal's size before a move that is under way; None while there is none."""
-        before = self.words[BEFORE]
-        return before - 1 if before else None
-
     def put(self, record: bytes) -> bool:
         """Add a record; return whether there was room."""
         start = self.words[END]
@@ -119,15 +109,25 @@ class Tail:
         self.words[END] = end + 7 & ~7  # from here on it is there
         return True
 
-    def begin(self, journal_bytes: int) -> None:
-        """Note that the records are being moved into a journal of this size."""
-        self.words[BEFORE] = journal_bytes + 1
+    def move(self, file: JournalFile) -> bool:
+        """Move the records into the journal; return whether all of them are there.
 
-    def finish(self) -> None:
-        """Forget the records: all of them are in the journal."""
+        Where a full disk or an exception out of a signal handler has cut a move short, the next one
+        finds out how far it came.
+        """
+        lines = _list_lines(self.view, self.words[END])
+        unreadable = lines.count(b"")
+        if before := self.words[BEFORE]:
+            lines = lines[count_moved(lines, file.iter_lines(before - 1)) :]
+        else:
+            self.words[BEFORE] = file.end + 1
+        if file.write(b"".join(lines)):
+            return False
+        file.lost += unreadable
         self.words[MOVES] += 1
         self.words[END] = BASE
         self.words[BEFORE] = 0
+        return True
 
     def close(self) -> None:
         """Let go of the memory; delete the file if nothing waits in it."""

@@ -17,9 +17,41 @@ from pathlib import Path
 from registry.codec import LineError, encode
 from registry.events import Event, Histogram, Metrics
 from registry.journal_file import JournalFile
-from registry.tail import END, NO_WORDS, RECORD_BYTES, SIZE, Tail, complete, count_moved, pack
+from registry.tail import END, NO_WORDS, RECORD_BYTES, SIZE, Tail, complete, pack
 
-_PENDING_MAX_BYTES = 16 * 1024 * 1024  # about 50,000 metric lines wait in memory for a full disk
+_BACKLOG_MAX_BYTES = 16 * 1024 * 1024  # about 50,000 metric lines wait for a full disk
+
+
+class Backlog:
+    """Lines that wait in memory for room on the disk, oldest first; too many drop the oldest."""
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        self._lines: deque[bytes] = deque()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def add(self, line: bytes) -> None:
+        """Add a line."""
+        self._lines.append(line)
+        self._bytes += len(line)
+        while self._bytes > _BACKLOG_MAX_BYTES:
+            self._bytes -= len(self._lines.popleft())
+            self.dropped += 1
+
+    def drop(self) -> None:
+        """Give up all that wait."""
+        self.dropped += len(self._lines)
+        self._lines.clear()
+        self._bytes = 0
+
+    def write(self, file: JournalFile) -> bool:
+        """Write the lines until the disk refuses one; return whether none is left."""
+        while self._lines and not file.write(self._lines[0]):
+            self._bytes -= len(self._lines.popleft())
+        return not self._lines
 
 
 class JournalWriter:
@@ -41,7 +73,7 @@ class JournalWriter:
 
     def __init__(self, path: Path, *, mapped: bool = False) -> None:
         self.path = path
-        self._dropped = 0  # events that are in no journal
+        self._refused = 0  # events that can be no line
         self._lock = threading.RLock()
         self._busy = False  # somebody is in the middle of it: a signal handler goes past
         self._closed = False
@@ -50,31 +82,15 @@ class JournalWriter:
         self._tail: Tail | None = None
         self._view, self._words = memoryview(b""), NO_WORDS  # of the tail
         self._room = 0  # where its records must end; 0 while metrics may not wait there
-        self._pending: deque[bytes] = deque()  # lines that come after the tail's
-        self._pending_bytes = 0
+        self._backlog = Backlog()  # what comes after the tail's records
         complete(path)
-        self._file = JournalFile(path)
+        self.file = JournalFile(path)
         _writers.add(self)
-
-    @property
-    def end(self) -> int:
-        """Byte offset behind the journal's last line, whoever wrote it."""
-        return self._file.end
 
     @property
     def lost(self) -> int:
         """Events that are in no journal."""
-        return self._dropped + self._file.lost
-
-    @property
-    def fault(self) -> str:
-        """Why lines are waiting or lost; empty while all is well."""
-        return self._file.fault
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether the journal was deleted under this writer."""
-        return self._file.is_gone
+        return self._refused + self._backlog.dropped + self.file.lost
 
     def append(self, event: Event) -> None:
         """Record one event: it survives a kill of this process once this returns.
@@ -113,7 +129,7 @@ class JournalWriter:
                 return False
             self._busy = True
             try:
-                self._file.ask_again()
+                self.file.ask_again()
                 return self._flush()
             finally:
                 self._busy = False
@@ -132,25 +148,23 @@ class JournalWriter:
             self._room = 0
             if self._busy:
                 return False
-            if self._file.is_closed:
+            if self.file.is_closed:
                 return True
-            self._file.ask_again()
+            self.file.ask_again()
             self._flush()
-            self._dropped += len(self._pending)
-            self._pending.clear()
+            self._backlog.drop()
             tail = self._let_go()
             if tail is not None:
                 tail.close()
-            self._file.close()
+            self.file.close()
         return True
 
     def leave_parent(self) -> None:
         """In a forked child: write lines of its own from now on, and touch nothing else."""
         self._lock = threading.RLock()
         self._busy = self._mapped = False
-        self._dropped = self._pending_bytes = 0
-        self._pending.clear()
-        self._file.leave_parent()
+        self._refused, self._backlog = 0, Backlog()
+        self.file.leave_parent()
         tail = self._let_go()
         if tail is not None:
             tail.abandon()
@@ -168,13 +182,13 @@ class JournalWriter:
         except LineError:
             if not self._accepted:
                 raise
-            self._dropped += 1
+            self._refused += 1
             return
         with self._lock:
             if self._closed:
                 raise ValueError(f"the journal {self.path} is closed")
             if self._busy:
-                if not self._file.write_through(line):
+                if not self.file.write_through(line):
                     self._keep(line)
                 return
             self._busy = True
@@ -182,7 +196,7 @@ class JournalWriter:
                 if self._accepted:
                     self._take(line, may_wait=isinstance(event, Metrics | Histogram))
                 else:
-                    self._file.write_first(line)
+                    self.file.write_first(line)
                     self._accepted = True
             finally:
                 self._busy = False
@@ -191,19 +205,19 @@ class JournalWriter:
         """Put a line behind all others; `may_wait` says that it can stay in the tail."""
         if self._mapped and may_wait:
             self._open_tail()
-        if self._pending:
+        if self._backlog:
             self._keep(line)
-            if self._file.is_due:
+            if self.file.is_due:
                 self._flush()
         elif self._tail is None:
-            self._keep_rest(self._file.write(line))
+            self._write(line)
         elif self._tail.put(line):
             if not may_wait:
                 self._drain()
         elif not self._drain():
             self._keep(line)
         elif not (may_wait and self._tail.put(line)):  # longer than the tail
-            self._keep_rest(self._file.write(line))
+            self._write(line)
 
     def _open_tail(self) -> None:
         """Map the tail, once."""
@@ -217,42 +231,26 @@ class JournalWriter:
         tail = self._tail
         if tail is None or tail.is_empty:
             return True
-        if not self._file.is_due:
+        try:
+            return self.file.is_due and tail.move(self.file)
+        except OSError as error:  # a disk that cannot be read, too many open files
+            self.file.refuse(error)
             return False
-        lines = tail.list_lines()
-        unreadable = lines.count(b"")
-        if tail.moving_from is None:
-            tail.begin(self._file.end)
-        else:  # a full disk took some of them, or an exception came from a signal handler
-            lines = lines[count_moved(lines, self._file.iter_lines(tail.moving_from)) :]
-        if self._file.write(b"".join(lines)):
-            return False
-        self._dropped += unreadable
-        tail.finish()
-        return True
 
-    def _keep_rest(self, left: bytes) -> None:
-        """Hold what the disk refused of one line."""
-        if left:
+    def _write(self, line: bytes) -> None:
+        """Write a line to the journal, or keep it."""
+        if left := self.file.write(line):
             self._keep(left)
 
     def _keep(self, line: bytes) -> None:
-        """Hold a line in memory; past the bound the oldest is lost."""
-        self._room = 0  # what comes later waits behind it
-        self._pending.append(line)
-        self._pending_bytes += len(line)
-        while self._pending_bytes > _PENDING_MAX_BYTES:
-            self._pending_bytes -= len(self._pending.popleft())
-            self._dropped += 1
+        """Hold a line in memory; what comes later waits behind it."""
+        self._room = 0
+        self._backlog.add(line)
 
     def _flush(self) -> bool:
         """Write what is waiting, oldest first, until the disk refuses again."""
-        if not self._drain():
+        if not (self._drain() and self._backlog.write(self.file)):
             return False
-        while self._pending:
-            if self._file.write(self._pending[0]):
-                return False
-            self._pending_bytes -= len(self._pending.popleft())
         if self._tail is not None and not self._closed:
             self._room = SIZE
         return True

@@ -50,7 +50,7 @@ def disk(monkeypatch):
 
 def append(writer, event):
     writer.append(event)
-    return writer.end
+    return writer.file.end
 
 
 def test_the_end_is_behind_the_last_line(path):
@@ -131,14 +131,14 @@ def test_a_full_disk_later_loses_nothing_once_there_is_room(path, disk):
     disk.room = len(encode(metric(1))) + 20  # line 2 is cut in the middle
     for step in range(1, 50):
         writer.append(metric(step))
-    assert "No space" in writer.fault
+    assert "No space" in writer.file.fault
     assert steps_of(path) == [0, 1]
     disk.room = 100
     writer.append(metric(50))
     disk.room = None
     writer.append(metric(51))
     assert steps_of(path) == list(range(52))
-    assert (writer.lost, writer.fault) == (0, "")
+    assert (writer.lost, writer.file.fault) == (0, "")
     writer.close()
 
 
@@ -157,7 +157,7 @@ def test_any_cut_heals(path, disk, room):
 
 def test_memory_is_bounded_and_what_is_dropped_is_counted(path, disk, monkeypatch):
     line = len(encode(metric(100)))
-    monkeypatch.setattr("registry.writer._PENDING_MAX_BYTES", 10 * line)
+    monkeypatch.setattr("registry.writer._BACKLOG_MAX_BYTES", 10 * line)
     writer = JournalWriter(path)
     writer.append(metric(0))
     disk.room = 5  # the first of them is cut

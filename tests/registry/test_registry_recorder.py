@@ -92,7 +92,7 @@ def test_a_locked_database_stops_nothing(recorder, url, home, folder, wait_until
     monkeypatch.setattr(store_module, "_STATEMENT_S", 0.05)
     monkeypatch.setattr(store_module, "_BACK_OFF_S", 0.05)
     recorder.emit(STARTED)
-    wait_until(lambda: recorder._folded == recorder._journal.end)
+    wait_until(lambda: recorder._folded == recorder._journal.file.end)
     holder = sqlite3.connect(home / "registry.db", isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     for step in range(1, 4):
@@ -112,7 +112,7 @@ def test_close_is_bounded_and_recovery_folds_the_rest(
     monkeypatch.setattr(store_module, "_STATEMENT_S", 0.05)
     recorder = Recorder(folder, url, close_s=0.2)
     recorder.emit(RunStarted(time=1.0, run_id=RUN, name="x", pid=dead_pid))
-    wait_until(lambda: recorder._folded == recorder._journal.end)
+    wait_until(lambda: recorder._folded == recorder._journal.file.end)
     holder = sqlite3.connect(home / "registry.db", isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     recorder.emit(metric(1))
@@ -129,7 +129,7 @@ def test_close_is_bounded_and_recovery_folds_the_rest(
 
 def test_a_database_that_breaks_stops_nothing(recorder, home, folder, wait_until):
     recorder.emit(STARTED)
-    wait_until(lambda: recorder._folded == recorder._journal.end)
+    wait_until(lambda: recorder._folded == recorder._journal.file.end)
     (home / "registry.db").unlink()
     (home / "registry.db").write_bytes(b"no database at all" * 1000)
     recorder.emit(metric(1))
@@ -143,7 +143,7 @@ def test_a_database_that_breaks_stops_nothing(recorder, home, folder, wait_until
 def test_a_rebuild_under_a_live_run(recorder, home, url, wait_until):
     recorder.emit(STARTED)
     recorder.emit(metric(1))
-    wait_until(lambda: recorder._folded == recorder._journal.end)
+    wait_until(lambda: recorder._folded == recorder._journal.file.end)
     rebuild(home, url)
     recorder.emit(metric(2))
     recorder.close()
@@ -153,7 +153,7 @@ def test_a_rebuild_under_a_live_run(recorder, home, url, wait_until):
 def test_a_registry_that_was_deleted_is_made_again(recorder, home, url, wait_until):
     recorder.emit(STARTED)
     recorder.emit(metric(1))
-    wait_until(lambda: recorder._folded == recorder._journal.end)
+    wait_until(lambda: recorder._folded == recorder._journal.file.end)
     for path in home.glob("registry.db*"):
         path.unlink()
     recorder.emit(metric(2))
@@ -183,7 +183,7 @@ def test_a_full_disk_later_is_counted_and_said(folder, url, monkeypatch):
 
     monkeypatch.setattr("registry.journal_file.os.write", refuse)
     monkeypatch.setattr("registry.journal_file._RETRY_S", 0.0)
-    monkeypatch.setattr("registry.writer._PENDING_MAX_BYTES", 1000)
+    monkeypatch.setattr("registry.writer._BACKLOG_MAX_BYTES", 1000)
     monkeypatch.setattr("registry.writer.SIZE", 4096)
     monkeypatch.setattr("registry.tail.SIZE", 4096)
     full.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import decimal
+import errno
 import math
 import os
 import signal
@@ -62,7 +63,7 @@ def leave_behind(path):
         for event in events:
             made.append(event)
         made._let_go().abandon()
-        made._file.close()
+        made.file.close()
 
     return leave
 
@@ -206,7 +207,7 @@ writer = JournalWriter(path, mapped=True)
 writer.append(RunStarted(time=1.0, run_id=path.parent.name, name="x"))
 for step in range(lines):
     writer.append(Metrics(time=1.0, step=step // 2, values={"a": 1.0}))  # each line twice
-write, end = os.write, writer.end
+write, end = os.write, writer.file.end
 def write_some(fd, data):
     # Another process appends a line of its own between the mark of the move and the move.
     other = JournalWriter(path)
@@ -291,11 +292,33 @@ def test_a_full_disk_takes_the_tail_in_pieces(writer, path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", lambda fd, data, room=room: write(fd, data[:room]))
             assert not writer.drain()
-            assert "No space" in writer.fault
+            assert "No space" in writer.file.fault
         writer.append(metric(5 + room))
     assert writer.drain()
     assert steps_of(path) == [0, 1, 2, 3, 4, 25, 105, 6, 5, 95]
-    assert (writer.lost, writer.fault) == (0, "")
+    assert (writer.lost, writer.file.fault) == (0, "")
+
+
+def test_a_journal_that_cannot_be_read_after_a_cut(writer, path, monkeypatch):
+    monkeypatch.setattr("registry.journal_file._RETRY_S", 0.0)
+    for step in range(5):
+        writer.append(metric(step))
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda fd, data: write(fd, data[:100]))
+        assert not writer.drain()
+
+    def refuse(fd):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", refuse)
+        writer.append(Heartbeat(time=1.0))
+        assert "Too many open files" in writer.file.fault
+    writer.append(metric(5))
+    writer.close()
+    assert steps_of(path) == list(range(6))
+    assert writer.lost == 0
 
 
 def test_a_full_disk_and_a_full_tail(writer, path, monkeypatch):
@@ -426,9 +449,9 @@ def test_a_deleted_journal_is_counted(writer, path):
     for step in range(2, 5):
         writer.append(metric(step))
     writer.append(Heartbeat(time=1.0))
-    assert writer.is_gone
+    assert writer.file.is_gone
     assert writer.lost == 4
-    assert "deleted" in writer.fault
+    assert "deleted" in writer.file.fault
     writer.close()
     assert writer.lost == 4
 
