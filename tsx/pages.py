@@ -234,7 +234,8 @@ def _list_kernel_lines(kernels: object) -> list[Line]:
 
 def _show_when(run: RunRow, now: float) -> Piece:
     """Return when the run began, and how long it took."""
-    text = f"{format_when(run.created)} · {format_age(run.created, now)} ago"
+    age = format_age(run.created, now)
+    text = f"{format_when(run.created)} · {age if age == 'now' else f'{age} ago'}"
     if run.ended is not None:
         text += f" · took {format_duration(run.ended - run.created)}"
     return Piece(text, "muted")
