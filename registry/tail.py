@@ -9,9 +9,9 @@ One process at a time owns a tail: it holds an OS lock on the file, which goes w
 
 Mapped memory is a fault of the whole process (SIGBUS) where the kernel cannot back it. So all
 blocks are allocated first, and only these file systems are mapped: ext2, ext3 and ext4 (without
-data=journal) and tmpfs. Not xfs and btrfs, where a copied file shares its blocks and a store may
-then need room on a full disk; not overlay, whose lower layers cannot be known; never network
-file systems, fuse, 9p and zfs. Nobody may shorten the file while the run lives.
+data=journal), tmpfs, and overlay (a container's disk) where the file has ext4's flag. Not xfs and
+btrfs, where a copied file shares its blocks and a store may then need room on a full disk; never
+network file systems, fuse, 9p and zfs. Nobody may shorten the file while the run lives.
 
 Layout: words of 64 bits, then records. Word 1 is the end of the last whole record, word 2 is 0 or,
 while a move is under way, one more than the journal's size before it; word 3 counts moves. A
@@ -44,6 +44,8 @@ END, BEFORE, MOVES = 1, 2, 3  # words of the header
 
 _MAGIC = int.from_bytes(b"tsxtail1", sys.byteorder)
 _PAGE = 4096
+_GET_FLAGS = 0x80086601  # FS_IOC_GETFLAGS of 64-bit x86 and ARM; elsewhere it is refused
+_EXTENTS = 0x80000  # FS_EXTENT_FL: ext4 alone sets it
 _FAR = 2**48  # no journal is longer
 NO_WORDS = memoryview(bytes(BASE)).cast("Q")  # of no tail: there is no room
 _SAFE = {"ext2", "ext3", "ext4", "tmpfs"}
@@ -77,16 +79,19 @@ class Tail:
         """Make the tail of a journal; None where it cannot be mapped safely or another owns it."""
         path = journal.with_name(TAIL_NAME)
         with contextlib.suppress(OSError, ValueError, StoreUnavailable):
-            if not _is_mappable(path.parent):
+            kind = _find_kind(path.parent)
+            if kind not in _SAFE and kind != "overlay":
                 return None
             fd = _open_locked(path, os.O_CREAT)
             try:
                 if not _complete(fd, journal):
                     os.close(fd)
                     return None
-                if os.pwrite(fd, bytes(SIZE), 0) == SIZE:
-                    return cls(path, fd)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                if os.pwrite(fd, bytes(SIZE), 0) < SIZE:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                if kind == "overlay" and not _is_on_ext4(fd):
+                    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+                return cls(path, fd)
             except BaseException:
                 path.unlink()
                 os.close(fd)
@@ -300,13 +305,16 @@ def _to_line(record: bytes) -> bytes:
         return b""
 
 
-def _is_mappable(folder: Path) -> bool:
-    """Tell whether a store into a mapped file of this folder cannot fail."""
-    try:
-        device = os.stat(folder).st_dev
-        return _list_mounts().get((os.major(device), os.minor(device))) in _SAFE
-    except OSError:
-        return False
+def _find_kind(folder: Path) -> str:
+    """Return the type of a folder's file system, nothing where it is unknown or never safe."""
+    device = os.stat(folder).st_dev
+    return _list_mounts().get((os.major(device), os.minor(device)), "")
+
+
+def _is_on_ext4(fd: int) -> bool:
+    """Tell whether a file is mapped by extents as ext4 does it; overlay passes the question on."""
+    flags = fcntl.ioctl(fd, _GET_FLAGS, bytes(8))
+    return bool(int.from_bytes(flags, sys.byteorder) & _EXTENTS)
 
 
 def _list_mounts() -> dict[tuple[int, int], str]:

@@ -7,6 +7,7 @@ import errno
 import math
 import os
 import signal
+import sys
 
 import pytest
 
@@ -202,7 +203,7 @@ from registry import tail
 from registry.events import Edited, Metrics, RunStarted
 from registry.journal import JournalWriter
 path, cut, lines = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-tail._is_mappable = lambda folder: True
+tail._find_kind = lambda folder: "ext4"
 writer = JournalWriter(path, mapped=True)
 writer.append(RunStarted(time=1.0, run_id=path.parent.name, name="x"))
 for step in range(lines):
@@ -360,7 +361,7 @@ def test_no_room_for_a_tail(path, monkeypatch):
     writer.close()
 
 
-@pytest.mark.parametrize("kind", ["xfs", "btrfs", "nfs4", "fuse.sshfs", "overlay", "9p", ""])
+@pytest.mark.parametrize("kind", ["xfs", "btrfs", "nfs4", "fuse.sshfs", "9p", ""])
 def test_only_safe_file_systems_are_mapped(path, monkeypatch, kind):
     device = os.stat(path.parent).st_dev
     found = {(os.major(device), os.minor(device)): kind} if kind else {}
@@ -371,6 +372,25 @@ def test_only_safe_file_systems_are_mapped(path, monkeypatch, kind):
     assert steps_of(path) == [1]
     assert not (path.parent / TAIL_NAME).exists()
     writer.close()
+
+
+@pytest.mark.parametrize("flags", [0x80000, 0x80010, 0x10, 0, None])
+def test_an_overlay_is_mapped_where_ext4_is_below(path, monkeypatch, flags):
+    def ioctl(fd, request, data):
+        if flags is None:
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        return flags.to_bytes(8, sys.byteorder)
+
+    monkeypatch.setattr(tail_module, "_find_kind", lambda folder: "overlay")
+    monkeypatch.setattr(tail_module.fcntl, "ioctl", ioctl)
+    writer = JournalWriter(path, mapped=True)
+    writer.append(STARTED)
+    writer.append(metric(1))
+    is_mapped = flags is not None and bool(flags & 0x80000)
+    assert steps_of(path) == ([] if is_mapped else [1])
+    assert (path.parent / TAIL_NAME).exists() == is_mapped
+    writer.close()
+    assert steps_of(path) == [1]
 
 
 def test_mounts_are_read(tmp_path, monkeypatch):
@@ -462,7 +482,7 @@ from pathlib import Path
 from registry import tail, writer
 from registry.events import Finding, Metrics, RunStarted, Severity
 from registry.journal import JournalWriter
-tail._is_mappable = lambda folder: True
+tail._find_kind = lambda folder: "ext4"
 tail.SIZE = writer.SIZE = 8192
 path = Path(sys.argv[1])
 journal = JournalWriter(path, mapped=True)
