@@ -23,6 +23,7 @@ from registry.events import Event, RunEnded, RunStarted, Status
 from registry.journal import iter_events
 from registry.liveness import LockHeld, RunLock
 from registry.store import Recorder
+from registry.tail import complete
 from tsx import config as configs
 from tsx.config import RunConfig
 from tsx.errors import Exit, TsxError
@@ -165,6 +166,8 @@ class Supervisor:
         while True:
             # Asked before reading: the last words come first.
             gone = self._process is None or self._process.poll()
+            if gone:
+                complete(journal)  # a killed process may have left its last lines in the tail
             for event, end in iter_events(journal, offset):
                 offset = end
                 ended = event if isinstance(event, RunEnded) else ended
