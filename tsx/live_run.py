@@ -25,6 +25,7 @@ from tsx.errors import ConfigError, RunClosed
 from tsx.launch.exit_reason import EXIT_OF_STATUS, Ending
 from tsx.run_end import ProgramEnd, explain_exception
 from tsx.run_lines import RunLines
+from tsx.run_values import to_float
 from tsx.trainer.telemetry import Pulse
 from tsx.watching import Call, Watching
 
@@ -36,7 +37,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _INT64 = range(-(2**63), 2**63)
-_FLOAT, _STR = {float}, {str}
+_FLOAT, _PLAIN, _STR = {float}, {float, int, bool}, {str}
 
 
 class RunFacts(NamedTuple):
@@ -149,10 +150,12 @@ class Run:
         try:
             if (
                 type(values) is dict
-                and set(map(type, values.values())) == _FLOAT
-                and set(map(type, values)) == _STR
+                and (kinds := set(map(type, values.values()))) <= _PLAIN
+                and set(map(type, values)) <= _STR
                 and not (lines.held or lines.late)
             ):
+                if kinds != _FLOAT:
+                    values = dict(zip(values, map(to_float, values.values()), strict=True))
                 lines.last = values
                 self._sink.emit(Metrics(time=now, step=step, values=values))
             else:
@@ -273,6 +276,12 @@ class Run:
         self._steps = itertools.count(number + 1)
         return number
 
+    def _forget_parent(self) -> None:
+        """Let go of what is the parent's, in a forked child: its tensors, hooks and signals."""
+        self._lines.forget()
+        self._watching.forget()
+        self._program.remove()
+
     def _check_open(self) -> None:
         """Raise RunClosed where the run is finished."""
         if self._is_finished:
@@ -297,10 +306,9 @@ _live: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
 def _forget_in_child() -> None:
-    """Let go of what is the parent's after a fork."""
+    """Make every run of a forked child one that is only logged to."""
     for run in list(_live):
-        run._lines.forget()
-        run._watching.forget()
+        run._forget_parent()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

@@ -3,7 +3,8 @@
 Notices an exception that nobody caught (through `sys.excepthook`), `sys.exit` (through a wrapper,
 because nothing else knows the status in time), the end of the program (`atexit`), and SIGTERM and
 SIGHUP where their handler is the default. Everything that was there before is called, and put
-back. A forked child never ends its parent's run.
+back. A forked child has none of it: its run removes the hooks, and a child that gets SIGTERM while
+it waits must not wait for Python to notice.
 
 Does not cover: `raise SystemExit(3)` outside a `with` block (looks like a normal end), `os._exit`
 and SIGKILL (the run shows as killed).

@@ -89,7 +89,7 @@ def read_number(value: Any) -> float | Tensor:
     if kind is float:
         return value  # type: ignore[no-any-return]
     if kind is int or kind is bool:
-        return _to_float(value)
+        return to_float(value)
     if isinstance(value, str | bytes) or value is None:
         raise Refused(f"is {_name(value)}, not a number")
     shape = getattr(value, "shape", None)
@@ -102,7 +102,7 @@ def read_number(value: Any) -> float | Tensor:
         hasattr(value, "__float__") or hasattr(value, "__index__")
     ):
         raise Refused(f"is {_name(value)}, not a number")
-    return _to_float(value)
+    return to_float(value)
 
 
 def _iter_leaves(
@@ -150,7 +150,7 @@ def _read_scalar(value: Any) -> float | Tensor:
     number = value.item() if hasattr(value, "item") else value
     if isinstance(number, complex | str | bytes) or not hasattr(number, "__float__"):
         raise Refused(f"is {_name(value)} that holds {_name(number)}, not a number")
-    return _to_float(number)
+    return to_float(number)
 
 
 def is_late(tensor: Tensor) -> bool:
@@ -158,7 +158,7 @@ def is_late(tensor: Tensor) -> bool:
     return tensor.device.type != "cpu"
 
 
-def _to_float(value: Any) -> float:
+def to_float(value: Any) -> float:
     """Return a number as a float, an infinity for one that is larger than any."""
     try:
         return float(value)
@@ -190,7 +190,7 @@ def _count(values: Any, bins: int) -> HistogramValue:
             counts, edges = np.histogram(finite, bins=bins)
         except ValueError:  # a range too narrow or too wide for so many bins
             counts, edges = np.array([finite.size]), np.array([low, high])
-    if not (np.isfinite(edges).all() and (np.diff(edges) > 0).all()):
+    if not (np.isfinite(edges).all() and (edges[1:] > edges[:-1]).all()):
         ends = math.nextafter(low, -math.inf), math.nextafter(high, math.inf)
         largest = sys.float_info.max
         counts = np.array([finite.size])
