@@ -203,6 +203,7 @@ def list_artifact_lines(artifacts: Iterable[ArtifactRow]) -> list[Line]:
             Piece(pad(format_bytes(row.size_bytes), 12, right=True) + "  ", "muted"),
             Piece(clean(row.path), "text"),
             Piece("  best" if row.metadata.get("best") else "", "completed"),
+            Piece("  deleted by tsx gc" if row.metadata.get("removed") else "", "warning"),
         )
         lines.append(Line(pieces))
         lines += _list_kernel_lines(row.metadata.get("kernels"))

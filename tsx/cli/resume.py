@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tsx.cli import output
+
+if TYPE_CHECKING:
+    from registry.views import ArtifactRow
 
 
 def command(
@@ -54,6 +58,7 @@ def go_on(run: str, values: dict[str, Any]) -> int:
     recover(home, url)
     with Reader.open(url) as reader:
         detail = reader.get_detail(reader.get_run(run).id)
+    _tell_removed(detail.artifacts)
     try:
         config = decode(_lay_over(detail.config, values), place=f"run {detail.run.id}")
     except ConfigError as error:
@@ -63,6 +68,19 @@ def go_on(run: str, values: dict[str, Any]) -> int:
         detail.run.id, detail.run.name, config, ("tsx", *sys.argv[1:])
     )
     return ending.exit_code
+
+
+def _tell_removed(artifacts: Sequence[ArtifactRow]) -> None:
+    """Warn where the newest checkpoint of the run was deleted to make room."""
+    from tsx.text import format_when
+
+    saved = [file for file in artifacts if file.kind == "checkpoint"]
+    when = saved[-1].metadata.get("removed") if saved else None
+    if isinstance(when, int | float):
+        output.warn(
+            f"the checkpoint of step {saved[-1].step} was deleted by tsx gc ({format_when(when)}); "
+            "the run goes on from one that is left"
+        )
 
 
 def _lay_over(config: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,8 @@ VERBS = (
     Verb("tag", "Put tags on a run, or take them off.", "Keep"),
     Verb("note", "Say something about a run.", "Keep"),
     Verb("rename", "Give a run another name.", "Keep"),
+    Verb("du", "Show what takes the room: runs, caches, data and the registry.", "Keep"),
+    Verb("gc", "Delete files that are not needed any more, by a stated rule.", "Keep"),
     Verb("registry", "Look after the registry of runs.", "Keep"),
     Verb("env", "Show versions, devices and paths, for bug reports.", "Keep"),
 )
