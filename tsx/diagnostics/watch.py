@@ -112,20 +112,19 @@ class GradNorm:
         total = torch.linalg.vector_norm(norms)
         if look.scale is not None:
             return {"grad_norm": total / look.scale.to(total.device)}
-        names, step = look.names, look.step
-        on_host = look if norms.device.type == "cpu" else None
-
-        def check(values: list[float]) -> None:
-            self._check(step, names, values, on_host)
-
-        self._voice.read_late(norms, check)
+        names, step, at_hand = look.names, look.step, [look]
+        # Values of a device arrive when these gradients are gone.
+        self._voice.read_late(norms, lambda values: self._check(step, names, values, *at_hand))
+        at_hand.clear()
         return {"grad_norm": total}
 
     def after(self, look: Look) -> Mapping[str, Tensor | float]:
         """Nothing is left to see."""
         return {}
 
-    def _check(self, step: int, names: list[str], norms: list[float], look: Look | None) -> None:
+    def _check(
+        self, step: int, names: list[str], norms: list[float], look: Look | None = None
+    ) -> None:
         """Tell of gradients that are not finite, once until they are finite again."""
         bad = [name for name, norm in zip(names, norms, strict=True) if not math.isfinite(norm)]
         if bad and not self._is_told:
@@ -302,7 +301,7 @@ class Watch:
                     continue
                 grad = param.grad.detach()
                 names.append(name)
-                params.append(param.detach())
+                params.append(param)
                 grads.append(grad.coalesce().values() if grad.is_sparse else grad)
         if not names:
             self._voice.warn(
