@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -151,6 +152,7 @@ class Plant:
         blind: written after reports of users of other code, listed in the story.
         slow: takes more than a second.
         raises: the text of the error that the last step ends with.
+        warns: the start of a warning that torch gives, once a process.
         config, patch: of an embedded plant, for a run of the real trainer: changes of the config
             as `section__key`, and what replaces one piece while it is built and run.
         path: of the file it stands in, set by `list_plants`.
@@ -171,6 +173,7 @@ class Plant:
     blind: bool = False
     slow: bool = False
     raises: str = ""
+    warns: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     patch: Callable[[], AbstractContextManager[Any]] | None = None
     path: str = ""
@@ -231,7 +234,9 @@ def seeded() -> Iterator[None]:
 
 def play(plant: Plant | Healthy, *, steps: int | None = None, run: Any = None) -> Loop:
     """Build a loop and take its steps; a run of one's own sees all that PlainRun would."""
-    with seeded():
+    with seeded(), warnings.catch_warnings():
+        if isinstance(plant, Plant) and plant.warns:
+            warnings.filterwarnings("always", message=plant.warns)
         loop = begin(plant, run := run or PlainRun())
         for step in range(1, (plant.steps if steps is None else steps) + 1):
             advance(loop, run, step, error=find_error(plant, step))
