@@ -110,81 +110,80 @@ def delete(home: Path, url: str, retention: Retention, items: list[Item]) -> Out
     Raises:
         StoreError: the registry cannot be written.
     """
-    deleted: list[Item] = []
-    failed: list[tuple[Item, str]] = []
     by_run: dict[str, list[Item]] = {}
     for item in items:
         by_run.setdefault(item.run, []).append(item)
-    for item in by_run.pop("", []):
-        _try(item, home, deleted, failed)
+    told = [(item, _try(item, home)) for item in by_run.pop("", [])]
     if by_run:
         engine = open_engine(url, readonly=False)
         try:
             for run_id, some in by_run.items():
-                _delete_of_run(engine, home, run_id, some, retention, deleted, failed)
+                told += _delete_of_run(engine, home, run_id, some, retention)
         finally:
             engine.dispose()
-    return Outcome(tuple(deleted), tuple(failed))
+    deleted = tuple(item for item, why in told if not why)
+    return Outcome(deleted, tuple((item, why) for item, why in told if why))
 
 
 def _delete_of_run(
-    engine: Engine,
-    home: Path,
-    run_id: str,
-    items: list[Item],
-    retention: Retention,
-    deleted: list[Item],
-    failed: list[tuple[Item, str]],
-) -> None:
-    """Delete what may go of one run, if nobody is at work on it now."""
+    engine: Engine, home: Path, run_id: str, items: list[Item], retention: Retention
+) -> list[tuple[Item, str]]:
+    """Delete what may go of one run, if nobody is at work on it now; return what resisted why."""
     folder = home / "runs" / run_id
     try:
         lock = RunLock.acquire(folder, wait_s=0.0)
-    except (LockHeld, OSError) as error:
-        why = "the run is at work again" if isinstance(error, LockHeld) else str(error)
-        failed.extend((item, why) for item in items)
-        return
+    except LockHeld:
+        return [(item, "the run is at work again") for item in items]
+    except OSError as error:
+        return [(item, error.strerror or str(error)) for item in items]
     try:
         ingest(engine, folder)
         with explained(engine.url), engine.begin() as connection:
             row = connection.execute(select(runs).where(runs.c.id == run_id)).mappings().one()
-            now = {item.path for item in _iter_run_items(connection, home, row, retention)}
-        for item in items:
-            if row["status"] == "running" or item.path not in now:
-                failed.append((item, "it is wanted again"))
-                continue
-            if item.kind in ("checkpoint", "trace"):
-                path = item.path.relative_to(folder).as_posix()
-                try:
-                    append_event(folder, Removed(time=time.time(), path=path))
-                except StoreError as error:  # a full disk: what is not recorded does not happen
-                    failed.append((item, error.message))
-                    continue
-            _try(item, home, deleted, failed)
+            now: set[Path] = set()
+            if row["status"] != "running":
+                now = {item.path for item in _iter_run_items(connection, home, row, retention)}
+        told = [
+            (item, _record_and_try(item, home) if item.path in now else "it is wanted again")
+            for item in items
+        ]
         ingest(engine, folder)
     finally:
         lock.release()
+    return told
 
 
-def _try(item: Item, home: Path, deleted: list[Item], failed: list[tuple[Item, str]]) -> None:
-    """Delete one item; a folder gets another name first, so that none stands half-deleted."""
+def _record_and_try(item: Item, home: Path) -> str:
+    """Delete a file of a run, recorded before; return why it is still there, or nothing."""
+    if item.kind in ("checkpoint", "trace"):
+        folder = home / "runs" / item.run
+        path = item.path.relative_to(folder).as_posix()
+        try:
+            append_event(folder, Removed(time=time.time(), path=path))
+        except StoreError as error:  # a full disk: what is not recorded does not happen
+            return error.message
+    return _try(item, home)
+
+
+def _try(item: Item, home: Path) -> str:
+    """Delete one item; return why it is still there, or nothing.
+
+    A folder gets another name first, so that none stands half-deleted.
+    """
     path = item.path
     try:
         _check_inside(path, home)
         if path.is_dir():
-            doomed = path.with_name(f".draft-old-{path.name}")
             if not path.name.startswith("."):
-                path.rename(doomed)
-                path = doomed
+                path = path.rename(path.with_name(f".draft-old-{path.name}"))
             shutil.rmtree(path)
         else:
             path.unlink()
     except FileNotFoundError:
         pass  # another was faster
     except OSError as error:
-        failed.append((item, error.strerror or str(error)))
-        return
-    deleted.append(item)
+        return error.strerror or str(error)
+    return ""
 
 
 def _check_inside(path: Path, home: Path) -> None:

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from registry.retention import Item, Outcome
+    from registry.retention import Item, Outcome, Retention
 
 EXAMPLES = (
     "tsx gc --dry-run",
@@ -50,18 +50,33 @@ def command(
     """
     from registry.connection import find_url
     from registry.home import find_home
-    from registry.retention import Retention, delete, find_items
-    from tsx.cli import output
+    from registry.retention import Retention, find_items
     from tsx.cli.durations import parse_span
     from tsx.cli.reading import open_reader
 
-    seconds = parse_span(older_than, flag="--older-than", example="30d")
+    kept = Retention(keep_checkpoints, parse_span(older_than, flag="--older-than", example="30d"))
     home = find_home()
     url = find_url(home)
     with open_reader() as reader:
         chosen = frozenset(reader.get_run(reference).id for reference in run or ())
-    kept = Retention(keep_checkpoints, seconds)
     items = find_items(home, url, kept, chosen or None) if _has_registry(url) else []
+    return _clear(home, url, kept, items, dry_run=dry_run, yes=yes, as_json=as_json)
+
+
+def _clear(
+    home: Path,
+    url: str,
+    kept: Retention,
+    items: list[Item],
+    *,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    """Show what may go, delete it where that is wanted, and return the exit status."""
+    from registry.retention import delete
+    from tsx.cli import output
+
     if not as_json:
         _show_items(items, home)
     go = bool(items) and not dry_run and (yes or (not as_json and _ask(items)))
