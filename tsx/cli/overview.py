@@ -38,7 +38,7 @@ def list_next(running: Sequence[RunRow], ended: Sequence[RunRow]) -> list[tuple[
     commands = []
     if running:
         commands.append(("tsx dashboard", "watch it live"))
-    if ended and ended[0].status in RESUMABLE:
+    if ended and ended[0].recipe and ended[0].status in RESUMABLE:
         commands.append((f"tsx resume {ended[0].id}", "go on from its last checkpoint"))
     if ended:
         commands.append((f"tsx show {ended[0].id}", "see everything recorded of it"))

@@ -62,6 +62,11 @@ def go_on(run: str, values: dict[str, Any]) -> int:
     try:
         config = decode(_lay_over(detail.config, values), place=f"run {detail.run.id}")
     except ConfigError as error:
+        if not detail.run.recipe:
+            raise ConfigError(
+                f"run {detail.run.id} is a program's own: only that program can go on with it",
+                next_command=f"in it, tsx.init(resume={detail.run.id!r}, step=STEP)",
+            ) from error
         error.next_command = error.next_command or f"tsx show {detail.run.id}"
         raise
     ending = Supervisor(home, url, make_view()).resume(
@@ -85,8 +90,9 @@ def _tell_removed(artifacts: Sequence[ArtifactRow]) -> None:
 
 def _lay_over(config: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of the recorded config with "section.key" values set."""
-    merged = {section: dict(keys) for section, keys in config.items()}
+    merged = dict(config)
     for path, value in values.items():
         section, _, key = path.partition(".")
-        merged.setdefault(section, {})[key] = value
+        keys = merged.get(section)
+        merged[section] = {**(keys if isinstance(keys, dict) else {}), key: value}
     return merged

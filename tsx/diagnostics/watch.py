@@ -356,6 +356,7 @@ class _Pace:
         self._every = every
         self._period_s = period_s
         self._steps = 0
+        self._has_looked = False
         self._due = -math.inf
 
     def is_due(self, now: float) -> bool:
@@ -370,7 +371,9 @@ class _Pace:
 
     def note(self, began: float, ended: float) -> None:
         """Put the next look off until this one's share of the time is small enough."""
-        self._due = ended + max((ended - began) / MAX_SHARE, self._period_s)
+        if self._has_looked:  # the first one pays for what torch loads, and tells nothing
+            self._due = ended + max((ended - began) / MAX_SHARE, self._period_s)
+        self._has_looked = True
 
 
 def measure_norms(tensors: Sequence[Tensor]) -> Tensor:

@@ -19,13 +19,14 @@ def record():
     """Return a function that records one run; a running one holds its lock until the test ends."""
     locks = []
 
-    def make(run_id, status, name="a run"):
+    def make(run_id, status, name="a run", recipe="sanity"):
         home = find_home()
         folder = home / "runs" / run_id
         folder.mkdir(parents=True)
         now = time.time()
         recorder = Recorder(folder, find_url(home))
-        recorder.emit(RunStarted(time=now, run_id=run_id, name=name, steps=4, pid=os.getpid()))
+        facts = {"name": name, "recipe": recipe, "steps": 4, "pid": os.getpid()}
+        recorder.emit(RunStarted(time=now, run_id=run_id, **facts))
         recorder.emit(
             RunPrepared(
                 time=now, pid=os.getpid(), device="cpu", device_name="CPU", precision="fp32"
@@ -71,6 +72,15 @@ def test_running_runs_come_first(tsx, record):
 def test_a_run_cut_short_can_be_resumed(tsx, record, status):
     record("aaaaaaaa", status)
     assert list_commands(tsx().out)[0] == "tsx resume aaaaaaaa"
+
+
+def test_a_programs_own_run_is_not_for_tsx_to_resume(tsx, record):
+    record("aaaaaaaa", Status.KILLED, recipe="")
+    assert list_commands(tsx().out)[0] == "tsx show aaaaaaaa"
+    done = tsx("resume", "aaaaaaaa", "--set", "train.nothing=1")
+    assert done.status == 2
+    assert "is a program's own" in done.err
+    assert "tsx.init(resume='aaaaaaaa'" in done.err
 
 
 def test_a_run_whose_process_is_gone_is_shown_as_killed(tsx, record):
