@@ -15,7 +15,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, delete, func, select
 
 from registry.schema import BUCKET, FANOUT, FINITE, metrics, rollups, summaries
-from registry.statements import insert_rows
+from registry.statements import fetch_rows, insert_rows
 
 KEYS_PER_QUERY = 500  # bound parameters of one statement; SQLite allows 32,766
 
@@ -178,7 +178,7 @@ def cut(connection: Connection, run: int, prefixes: Mapping[int, Prefix], from_s
 def load_points(connection: Connection, run: int, key: int, *, after: int) -> list[Point]:
     """Return the points of a curve behind a place in the journal, in its order."""
     query = select(*_POINT_COLUMNS).where(*_behind(metrics, run, key, after))
-    return [Point._make(row) for row in connection.execute(query.order_by(metrics.c.seq)).all()]
+    return [*map(Point._make, fetch_rows(connection, query.order_by(metrics.c.seq)))]
 
 
 def load_buckets(
@@ -187,7 +187,7 @@ def load_buckets(
     """Return the buckets of one level of a curve behind a place in the journal, in its order."""
     query = select(*_BUCKET_COLUMNS).where(*_behind(rollups, run, key, after))
     query = query.where(rollups.c.level == level).order_by(rollups.c.seq).limit(limit)
-    return [Bucket._make(row) for row in connection.execute(query).all()]
+    return [*map(Bucket._make, fetch_rows(connection, query))]
 
 
 def get_edge_point(connection: Connection, run: int, key: int, step: int, *, last: bool) -> Point:

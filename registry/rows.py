@@ -22,6 +22,7 @@ from registry.schema import (
     summaries,
     tags,
 )
+from registry.statements import fetch_rows
 from registry.views import (
     ArtifactRow,
     FindingRow,
@@ -65,7 +66,7 @@ def load_runs(
     if only is not None:
         wanted = [number for number, name in names.items() if name in only]
         query = query.where(summaries.c.key.in_(wanted))
-    for run, key, value, flag in connection.execute(query):
+    for run, key, value, flag in fetch_rows(connection, query):
         last[run][names[key]] = value if flag == FINITE else from_stored(value, flag)
     tagged: dict[int, list[str]] = {}
     tagging = select(tags.c.run, tags.c.tag).where(tags.c.run.in_(ours))

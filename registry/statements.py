@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Table
+from sqlalchemy import Connection, Select, Table
 from sqlalchemy.sql.dml import Insert
 
 
@@ -21,6 +21,14 @@ def insert_rows(connection: Connection, table: Table, rows: Sequence[tuple[Any, 
     else:
         named = [dict(zip(names, row, strict=True)) for row in rows]
         connection.exec_driver_sql(str(compiled), named)
+
+
+def fetch_rows(connection: Connection, query: Select[Any]) -> list[Any]:
+    """Return the rows as the driver has them; SQLAlchemy's own take as long again to make."""
+    found = connection.execute(query)
+    rows: list[Any] = found.cursor.fetchall() if found.cursor is not None else []
+    found.close()
+    return rows
 
 
 def insert(connection: Connection, table: Any) -> Any:
