@@ -152,13 +152,15 @@ def _fork(rival: Rival, name: str, job: _Job, order: dict[str, Any], barrier: fl
     warnings.showwarning = lambda message, kind, *_rest, **_named: (
         None if issubclass(kind, DeprecationWarning) else errors.append(f"warned: {message}")
     )
-    answer: dict[str, Any] = {}
     try:
-        answer = job(rival, name, order | {"errors": errors}, barrier)
-    except Exception as error:  # a fault of the rival is what is measured
-        errors.append(f"{type(error).__name__}: {error}")
-    (rival.folder / f"{name}.answer").write_text(json.dumps(answer | {"errors": errors}))
-    os._exit(0)
+        answer: dict[str, Any] = {}
+        try:
+            answer = job(rival, name, order | {"errors": errors}, barrier)
+        except Exception as error:  # a fault of the rival is what is measured
+            errors.append(f"{type(error).__name__}: {error}")
+        (rival.folder / f"{name}.answer").write_text(json.dumps(answer | {"errors": errors}))
+    finally:
+        os._exit(0)
 
 
 def _write(rival: Rival, name: str, order: dict[str, Any], barrier: float) -> dict[str, Any]:
