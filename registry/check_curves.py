@@ -193,7 +193,7 @@ class CurveCheck:
 
     def _stream(self, query: Select[Any]) -> Iterator[Stored]:
         """Yield rows without holding them all."""
-        for row in self._connection.execution_options(yield_per=10_000).execute(query):
+        for row in self._connection.execute(query.execution_options(yield_per=10_000)):
             yield tuple(row)
 
 
