@@ -40,7 +40,7 @@ def command(
     """Delete files that are not needed any more, by a stated rule.
 
     Kept, always: journals, the registry, all files of runs that are alive, the best checkpoint of
-    every run and its newest.
+    every run and its newest (how many of these, --keep-checkpoints says).
 
     What goes: other checkpoints of ended runs; traces, and logs whose whole text is in the
     registry, of runs that ended --older-than ago; drafts and partial files whose process is gone

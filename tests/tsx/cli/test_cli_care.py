@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
+
+from tsx.cli.verbs import VERBS, load_verb
 
 RED = "\x1b[31mred"
 
@@ -109,3 +112,19 @@ def test_a_run_whose_folder_is_gone_is_a_registry_error(tsx, two, verb):
     done = tsx(verb, "bbbbbbbb", "x")
     assert (done.status, done.out) == (3, "")
     assert str(two) in done.err
+
+
+def test_every_example_of_every_help_parses(tsx):
+    seen = []
+    for entry in VERBS:
+        command = load_verb(entry.name)
+        for line in command.examples:
+            words = shlex.split(line)
+            assert words[0] == "tsx"
+            verb = command if words[1] == entry.name else load_verb(words[1])
+            with verb.make_context(f"tsx {words[1]}", words[2:]) as context:
+                if hasattr(verb, "commands"):
+                    verb.resolve_command(context, [*context._protected_args, *context.args])
+            assert line in tsx(entry.name, "--help").out
+            seen.append(words[1])
+    assert {"tag", "note", "rename", "sql", "du", "gc", "registry"} <= set(seen)
