@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import operator
 import os
 import time
 import weakref
@@ -25,6 +24,7 @@ from tsx.errors import ConfigError, RunClosed
 from tsx.launch.exit_reason import EXIT_OF_STATUS, Ending
 from tsx.run_end import ProgramEnd, explain_exception
 from tsx.run_lines import RunLines
+from tsx.run_steps import StepCount
 from tsx.run_values import to_float
 from tsx.trainer.telemetry import Pulse
 from tsx.watching import Call, Watching
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_INT64 = range(-(2**63), 2**63)
 _FLOAT, _PLAIN, _STR = {float}, {float, int, bool}, {str}
 
 
@@ -71,10 +70,10 @@ class Run:
         self._lock = lock
         self._quiet = quiet
         self._pid = os.getpid()
-        self._steps = itertools.count(step + 1)
         self._endings = itertools.count()
         self._is_finished = False
         self._lines = RunLines(sink, step, self.tell)
+        self._steps = StepCount(step, self._lines)
         self._telemetry = self._lines.telemetry
         self._watching = Watching(self._lines, self.tell)
         self._pulse = Pulse(self._telemetry, None, period_s=0.0)
@@ -139,13 +138,7 @@ class Run:
         """
         self._check_open()
         telemetry, lines = self._telemetry, self._lines
-        if step is None:
-            step = next(self._steps)
-        elif type(step) is int and telemetry.step <= step and step in _INT64:
-            self._steps = itertools.count(step + 1)
-        else:
-            step = self._take_step(step)
-        telemetry.step = step
+        telemetry.step = step = self._steps.take(step)
         telemetry.last_emit = now = time.time()
         try:
             if (
@@ -181,9 +174,6 @@ class Run:
             optimizer: only this one's steps; default every optimizer that holds its parameters.
             causal: the model must not see the future of a sequence; for diagnostics.
             every: steps from one look to the next; default as many as keep its cost below 0.5 %.
-
-        Raises:
-            RunClosed: the run is finished.
         """
         self._check_open()
         self._watching.watch(model, optimizer, causal=causal, every=every)
@@ -224,22 +214,15 @@ class Run:
         self._lines.finish()
         if next(self._endings) == 0:
             self.status = ending.status
-            self._telemetry.emit(
-                RunEnded(
-                    time=time.time(),
-                    status=ending.status,
-                    reason=ending.reason,
-                    exit_code=int(ending.exit_code),
-                    step=self.step,
-                )
-            )
+            self._telemetry.emit(_make_end(ending, self.step))
         self._pulse.__exit__()
         self._sink.close()
         if self._lock is not None:
             self._lock.release()
         self._is_finished = True
         self._program.remove()
-        self._tell_losses()
+        for loss in _list_losses(self._sink, self._lines):
+            self.tell(loss)
 
     @property
     def is_owner(self) -> bool:
@@ -257,31 +240,6 @@ class Run:
         """Tell of something that is wrong with the recording, on stderr and as a finding."""
         self._lines.warn(kind, "", cause, fix)
 
-    def _take_step(self, step: Any) -> int:
-        """Return a step that is no plain int or goes back, told once."""
-        try:
-            number = int(step) if isinstance(step, float) and step.is_integer() else None
-            number = operator.index(step) if number is None else number
-        except Exception:  # whatever was given, the values are kept
-            number = None
-        if number is None or number not in _INT64:
-            number = next(self._steps)
-            cause = f"step={output.clean(repr(step), limit=60)} is no whole number"
-            fix = "log(values, step=12), or leave the step out"
-            self._lines.warn("log-step", "type", f"{cause}; taken as {number}", fix)
-        elif number < self.step:
-            cause = f"step {number} was logged after step {self.step}; it is kept"
-            fix = "a run that goes on from a checkpoint: tsx.init(resume=RUN, step=STEP)"
-            self._lines.warn("log-step", "back", cause, fix)
-        self._steps = itertools.count(number + 1)
-        return number
-
-    def _forget_parent(self) -> None:
-        """Let go of what is the parent's, in a forked child: its tensors, hooks and signals."""
-        self._lines.forget()
-        self._watching.forget()
-        self._program.remove()
-
     def _check_open(self) -> None:
         """Raise RunClosed where the run is finished."""
         if self._is_finished:
@@ -290,16 +248,28 @@ class Run:
                 f"go on with this one: tsx.init(resume={self.id!r})"
             )
 
-    def _tell_losses(self) -> None:
-        """Say what is missing from the registry, if anything is."""
-        lost = getattr(self._sink, "lost", 0) + self._telemetry.lost
-        if lost:
-            self.tell(f"lost {lost} events that could not be written: look at {self.folder}")
-        fault = getattr(self._sink, "store_error", None)
-        if fault:
-            self.tell(f"is whole in its journal, but the registry lags behind: {fault}")
-        if self.dropped:
-            self.tell(f"left out {self.dropped} values that were no numbers")
+
+def _make_end(ending: Ending, step: int) -> RunEnded:
+    """Return the last word of a run."""
+    return RunEnded(
+        time=time.time(),
+        status=ending.status,
+        reason=ending.reason,
+        exit_code=int(ending.exit_code),
+        step=step,
+    )
+
+
+def _list_losses(sink: EventSink, lines: RunLines) -> list[str]:
+    """Return what is missing from the registry, a sentence each."""
+    lost = getattr(sink, "lost", 0) + lines.telemetry.lost
+    fault = getattr(sink, "store_error", None)
+    found = [f"lost {lost} events that could not be written: look at its folder"] if lost else []
+    if fault:
+        found.append(f"is whole in its journal, but the registry lags behind: {fault}")
+    if lines.dropped:
+        found.append(f"left out {lines.dropped} values that were no numbers")
+    return found
 
 
 _live: weakref.WeakSet[Run] = weakref.WeakSet()
@@ -308,7 +278,9 @@ _live: weakref.WeakSet[Run] = weakref.WeakSet()
 def _forget_in_child() -> None:
     """Make every run of a forked child one that is only logged to."""
     for run in list(_live):
-        run._forget_parent()
+        run._lines.forget()
+        run._watching.forget()
+        run._program.remove()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

@@ -51,7 +51,8 @@ def list_head_lines(run: RunRow, now: float) -> list[Line]:
     kind = find_status_kind(run.status)
     facts = [clean(fact) for fact in (run.recipe, run.device, run.precision, run.data_source)]
     facts[:0] = [f"project {clean(run.project)}"] if run.project else []
-    facts += [f"seed {run.seed}"] + (["smoke"] if run.smoke else [])
+    facts += [f"seed {run.seed}"] if run.recipe or run.seed else []
+    facts += ["smoke"] if run.smoke else []
     status = [Piece(f"{STATUS_GLYPHS.get(run.status, '✗')} {clean(run.status)}", kind)]
     if run.reason:
         status.append(Piece(f"  {clean(run.reason)}", "text"))
