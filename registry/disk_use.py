@@ -142,7 +142,9 @@ def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _list_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, links to some left out."""
+    """Return the folders in a folder, links to some left out; none where it is a link itself."""
+    if folder.is_symlink():
+        return []
     return sorted(Path(e.path) for e in _scan(folder) if e.is_dir(follow_symlinks=False))
 
 

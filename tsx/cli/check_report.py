@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from registry.check import CheckReport
 
+_SHOWN = 100  # faults; one broken run may have thousands of curves
 _QUIET_S = 2.0  # a check that is over sooner needs no progress
 _BACKUP = "tsx registry backup"  # what a fault asks for that a rebuild would make worse
 _LINE_S = 10.0  # between two lines where nobody watches
@@ -73,10 +74,12 @@ def to_plain(report: CheckReport) -> dict[str, Any]:
 
 def show_report(report: CheckReport, *, fast: bool) -> None:
     """Print every fault with the next command, or one line that all is well."""
-    for fault in report.faults:
+    for fault in report.faults[:_SHOWN]:
         output.data(
             f"{fault.kind}: {'run ' + fault.run + ': ' if fault.run else ''}{fault.message}"
         )
+    if len(report.faults) > _SHOWN:
+        output.talk(f"{len(report.faults) - _SHOWN:,} more; --json has them all")
     if report.elsewhere:
         runs = ", ".join(report.elsewhere[:5])
         output.talk(f"{len(report.elsewhere)} runs of other hosts were not compared: {runs}")

@@ -121,3 +121,11 @@ def test_an_unknown_run_is_named(tsx, home):
     done = tsx("du", "frist")
     assert (done.status, done.out) == (1, "")
     assert "nearest: first" in done.err
+
+
+def test_runs_that_lie_elsewhere_are_not_followed(tsx, home, tmp_path):
+    (home / "runs").rename(tmp_path / "big-disk")
+    (home / "runs").symlink_to(tmp_path / "big-disk")
+    plain = measure(tsx)
+    assert plain["home"]["runs"] == 0
+    assert all(run["total"] == run["points"] for run in plain["runs"])

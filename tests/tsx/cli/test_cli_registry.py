@@ -224,3 +224,13 @@ def test_a_registry_that_is_no_database_is_named(tsx, database, verb):
     done = tsx("registry", verb)
     assert (done.status, done.out) == (3, "")
     assert done.err.endswith("next: tsx registry rebuild\n")
+
+
+def test_check_shows_the_first_faults_of_very_many(tsx, record, tmp_path):
+    record("cccccccc", "wide", {f"k{number}": [1.0] for number in range(150)})
+    spoil(tmp_path / "tsx-home" / "registry.db", "UPDATE summaries SET count = 77")
+    done = tsx("registry", "check")
+    assert done.status == 3
+    assert len(done.out.splitlines()) == 100
+    assert "50 more; --json has them all" in done.err
+    assert len(json.loads(tsx("registry", "check", "--json").out)["faults"]) == 150
