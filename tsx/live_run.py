@@ -264,8 +264,10 @@ def _list_losses(sink: EventSink, lines: RunLines) -> list[str]:
     """Return what is missing from the registry, a sentence each."""
     lost = getattr(sink, "lost", 0) + lines.telemetry.lost
     fault = getattr(sink, "store_error", None)
-    found = [f"lost {lost} events that could not be written: look at its folder"] if lost else []
-    if fault:
+    found = []
+    if lost:
+        found.append(f"lost {lost} events that could not be written: {fault or 'no room'}")
+    elif fault:
         found.append(f"is whole in its journal, but the registry lags behind: {fault}")
     if lines.dropped:
         found.append(f"left out {lines.dropped} values that were no numbers")

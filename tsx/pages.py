@@ -166,7 +166,8 @@ def list_config_lines(config: Mapping[str, Any]) -> list[Line]:
     for path, value in flatten(config).items():
         head, _, key = path.rpartition(".")
         if head != section:
-            lines += ([Line()] if lines else []) + [Line((Piece(f"[{clean(head)}]", "strong"),))]
+            lines += [Line()] if lines else []
+            lines += [Line((Piece(f"[{clean(head)}]", "strong"),))] if head else []
             section = head
         kind = "accent" if path in changed else "text"
         label = Piece(pad(clean(key), 22) + " ", "muted")

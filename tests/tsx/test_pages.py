@@ -9,7 +9,12 @@ import pytest
 
 from registry.views import ArtifactRow
 from tsx.config import RunConfig, to_plain
-from tsx.pages import list_artifact_lines, list_change_lines, list_environment_lines
+from tsx.pages import (
+    list_artifact_lines,
+    list_change_lines,
+    list_config_lines,
+    list_environment_lines,
+)
 
 
 def show(kernels: Any) -> list[str]:
@@ -68,3 +73,8 @@ def test_of_our_own_config_only_changes_are_shown() -> None:
     assert read(plain) == [["Every", "key", "is", "at", "its", "default."]]
     plain["train"]["steps"] = 7
     assert [words[:2] for words in read(plain)] == [["train.steps", "7"]]
+
+
+def test_a_programs_config_has_no_empty_section() -> None:
+    text = ["".join(piece.text for piece in line.left) for line in list_config_lines({"lr": 0.1})]
+    assert [line.split() for line in text] == [["lr", "0.1"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 
@@ -220,3 +221,15 @@ def test_a_terminated_program_keeps_every_point(start, read, read_curve):
     assert steps == list(range(1, len(steps) + 1))
     assert len(steps) in (seen, seen + 1)
     assert read().run.reason == "SIGTERM"
+
+
+def test_a_home_that_vanishes_stops_nothing_and_is_told(tmp_path, capsys):
+    run = tsx.init(name="vanish", home=tmp_path / "home")
+    run.log({"x": 1.0})
+    shutil.rmtree(tmp_path / "home")
+    for _ in range(3):
+        run.log({"x": 2.0})
+    run.finish()
+    err = capsys.readouterr().err
+    assert "lost" in err
+    assert "whole" not in err
