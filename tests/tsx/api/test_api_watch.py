@@ -421,3 +421,36 @@ def test_a_bounded_number_of_copies_waits(monkeypatch):
         late.add(torch.tensor([float(number)]), taken.append)
     assert taken == [[0.0], [1.0], [2.0], [3.0]]
     assert not late
+
+
+def test_a_cuda_copy_is_read_once_its_event_says_so(monkeypatch):
+    from contextlib import nullcontext
+
+    from tsx import late_values
+
+    class Event:
+        arrived, waited = False, 0
+
+        def record(self):
+            """Stands behind the copy in the stream."""
+
+        def query(self):
+            return Event.arrived
+
+        def synchronize(self):
+            Event.waited += 1
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    late, taken = late_values.LateValues(), []
+    for number in (1.0, 2.0):
+        late._waiting.append(late_values._send(torch.tensor([number]), taken.append))
+    late.read()
+    assert (taken, Event.waited) == ([], 0)
+    Event.arrived = True
+    late.read()
+    assert taken == [[1.0], [2.0]]
+    late._waiting.append(late_values._send(torch.tensor([3.0]), taken.append))
+    Event.arrived = False
+    late.read(wait=True)
+    assert taken[-1] == [3.0]
