@@ -218,13 +218,22 @@ def _recover_run(engine: Engine, folder: Path) -> bool:
         facts = {name: row[name] for name in ("pid", "host", "heartbeat")}
         if seems_alive(**facts, now=time.time(), has_lock_file=held is False):
             return False
-        if lock is None or not _end(folder, row):
+        was_cut = _measure_journal(folder) < row["journal_offset"]  # nobody would read its end
+        if lock is None or was_cut or not _end(folder, row):
             return _presume(engine, row)
         ingest(engine, folder)
         return True
     finally:
         if lock is not None:
             lock.release()
+
+
+def _measure_journal(folder: Path) -> int:
+    """Return the bytes of a run's journal, 0 where there is none."""
+    try:
+        return (folder / JOURNAL_NAME).stat().st_size
+    except OSError:
+        return 0
 
 
 def _read_run(engine: Engine, run_id: str) -> RowMapping | None:

@@ -147,7 +147,8 @@ class Tail:
             self.words.release()
             self.view.release()
             self._memory.close()
-        os.close(self._fd)
+        with contextlib.suppress(OSError):  # the program has closed what it did not open
+            os.close(self._fd)
 
 
 def complete(journal: Path) -> bool:

@@ -125,6 +125,19 @@ def test_a_torn_last_line(home, url, write_run, get_run, dead_pid):
     assert recover(home, url) == ()
 
 
+def test_a_journal_that_is_shorter_than_what_was_read_of_it(
+    home, url, write_run, fold, get_run, dead_pid
+):
+    folder = write_run(ended=False, pid=dead_pid)
+    fold(folder)
+    journal = folder / "events.jsonl"
+    journal.write_bytes(b"")
+    recover(home, url)
+    assert get_run().run.status == "killed"
+    recover(home, url)
+    assert journal.read_bytes() == b""
+
+
 def test_a_launcher_that_died_before_the_trainer_lived(home, url, write_run, get_run):
     RunLock.acquire(write_run(steps=0, ended=False, created=time.time())).release()
     assert recover(home, url) == ("aaaa0000",)
