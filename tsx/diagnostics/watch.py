@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -33,8 +32,8 @@ from torch.optim.optimizer import (
 
 from registry.events import Event, Finding, Severity
 from tsx.diagnostics.nonfinite import MAX_NAMES, describe
+from tsx.diagnostics.pace import Pace
 
-MAX_SHARE = 0.005  # of the time that looks may take
 DEVICE_PERIOD_S = 1.0  # between looks on an accelerator
 SAMPLE = 4_000_000  # elements that are kept from before a step to after it
 
@@ -222,11 +221,9 @@ class Watch:
         }
         self._only: list[object] = []
         self.add(optimizer)
-        # An entry of None is an optimizer that holds nothing of the model.
-        self._paces: weakref.WeakKeyDictionary[Optimizer, _Pace | None]
-        self._paces = weakref.WeakKeyDictionary()
+        self._paces: dict[int, Pace] = {}  # by the optimizer's id
         self._look: Look | None = None
-        self._began = 0.0
+        self._spent_s = 0.0  # on the look under way
         self._hooks = [
             register_optimizer_step_pre_hook(self._before),
             register_optimizer_step_post_hook(self._after),
@@ -242,8 +239,7 @@ class Watch:
     def look_next(self) -> None:
         """Look at the next step whatever it costs."""
         for pace in self._paces.values():
-            if pace is not None:
-                pace.is_urged = True
+            pace.is_urged = True
 
     def close(self) -> None:
         """Take the hooks away."""
@@ -254,44 +250,47 @@ class Watch:
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         try:
-            if optimizer not in self._paces:
-                self._paces[optimizer] = self._make_pace(optimizer)
-            pace = self._paces[optimizer]
-            if pace is None or not pace.is_due(self._clock()):
+            pace = self._paces.get(id(optimizer))
+            if pace is None or pace.optimizer() is not optimizer:
+                pace = self._paces[id(optimizer)] = self._make_pace(optimizer)
+            began = self._clock()
+            if not pace.is_due(began):
                 return
-            self._began = self._clock()
             with torch.no_grad():
                 self._look = self._begin(optimizer, pace)
                 if self._look is not None:
                     self._ask("before", self._look)
+            self._spent_s = self._clock() - began
         except Exception as error:
             self._give_up(error)
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        look, self._look = self._look, None
-        self.loss = None
-        pace = self._paces.get(optimizer)
-        if look is None or look.optimizer is not optimizer or pace is None:
+        look = self._look
+        if look is None or look.optimizer is not optimizer:
             return
+        self._look = self.loss = None
         try:
+            began = self._clock()
             with torch.no_grad():
                 self._ask("after", look)
-            pace.note(self._began, self._clock())
+            ended = self._clock()
+            self._paces[id(optimizer)].note(self._spent_s + ended - began, ended)
         except Exception as error:
             self._give_up(error)
 
-    def _make_pace(self, optimizer: Optimizer) -> _Pace | None:
-        """Return when to look at an optimizer; None where it is not ours to look at."""
+    def _make_pace(self, optimizer: Optimizer) -> Pace:
+        """Return when to look at an optimizer; never at one that is not ours."""
         params = [p for group in optimizer.param_groups for p in group["params"]]
         devices = {p.device.type for p in params if id(p) in self._names}
         is_meant = not self._only or any(optimizer is other for other in self._only)
         if not devices or not is_meant:
-            return None
+            return Pace(optimizer, "", None, 0.0, is_ours=False)
         number = next(self._numbers)
         prefix = "watch" if number == 1 else f"watch/{number}"
-        return _Pace(prefix, self._every, 0.0 if devices == {"cpu"} else DEVICE_PERIOD_S)
+        period_s = 0.0 if devices == {"cpu"} else DEVICE_PERIOD_S
+        return Pace(optimizer, prefix, self._every, period_s)
 
-    def _begin(self, optimizer: Optimizer, pace: _Pace) -> Look | None:
+    def _begin(self, optimizer: Optimizer, pace: Pace) -> Look | None:
         """Return what there is to see; None where nothing has a gradient."""
         names, params, grads = [], [], []
         for group in optimizer.param_groups:
@@ -339,41 +338,6 @@ class Watch:
     def _warn(self, name: str, error: Exception) -> None:
         cause = f"the detector {name} failed and is off: {type(error).__name__}"
         self._voice.warn("detector-failed", name, cause, "train on without it", error=error)
-
-
-class _Pace:
-    """When to look at one optimizer.
-
-    Args:
-        prefix: of its keys.
-        every: steps from one look to the next, or None to go by the time.
-        period_s: least seconds between looks that go by the time.
-    """
-
-    def __init__(self, prefix: str, every: int | None, period_s: float) -> None:
-        self.prefix = prefix
-        self.is_urged = False
-        self._every = every
-        self._period_s = period_s
-        self._steps = 0
-        self._has_looked = False
-        self._due = -math.inf
-
-    def is_due(self, now: float) -> bool:
-        """Count one step and return whether to look at it."""
-        self._steps += 1
-        if self.is_urged:
-            self.is_urged = False
-            return True
-        if self._every is not None:
-            return (self._steps - 1) % self._every == 0
-        return now >= self._due
-
-    def note(self, began: float, ended: float) -> None:
-        """Put the next look off until this one's share of the time is small enough."""
-        if self._has_looked:  # the first one pays for what torch loads, and tells nothing
-            self._due = ended + max((ended - began) / MAX_SHARE, self._period_s)
-        self._has_looked = True
 
 
 def measure_norms(tensors: Sequence[Tensor]) -> Tensor:

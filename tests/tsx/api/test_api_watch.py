@@ -348,26 +348,29 @@ def test_large_models_are_sampled(run, monkeypatch):
     assert values_of(run, "watch/update_ratio") == [(1, pytest.approx(0.5, rel=1e-5))]
 
 
-def test_looks_are_spaced_by_what_they_cost():
-    from tsx.diagnostics.watch import _Pace
+def test_looks_are_spaced_by_what_they_cost(make_model):
+    from tsx.diagnostics.pace import Pace
 
-    pace = _Pace("watch", None, 0.0)
+    optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
+    pace = Pace(optimizer, "watch", None, 0.0)
     assert pace.is_due(0.0)
-    pace.note(-9.0, 0.0)  # the first look is slow and does not count
+    pace.note(9.0, 0.0)  # the first look is slow and does not count
     assert pace.is_due(0.0)
-    pace.note(0.0, 0.001)  # 1 ms: the next one 200 ms later
-    assert not pace.is_due(0.2)
-    assert pace.is_due(0.2011)
-    pace.note(0.2011, 0.2012)
-    assert not pace.is_due(0.2200)
-    assert pace.is_due(0.2213)
-    device = _Pace("watch", None, 1.0)
-    device.note(0.0, 0.0)
-    device.note(0.0, 0.0001)
-    assert not device.is_due(0.99)
+    pace.note(0.001, 0.0)  # 1 ms: the next one 200 ms later
+    assert not pace.is_due(0.199)
+    assert pace.is_due(0.201)
+    pace.note(0.0001, 0.2)
+    assert not pace.is_due(0.2199)
+    assert pace.is_due(0.2201)
+    pace.note(9.0, 0.3)
     pace.is_urged = True
-    pace.note(1.0, 2.0)
-    assert pace.is_due(2.0)
+    assert pace.is_due(0.3)
+    assert not pace.is_due(0.3)
+    device = Pace(optimizer, "watch", None, 1.0)
+    device.note(0.0, 0.0)
+    device.note(0.0001, 0.0)
+    assert not device.is_due(0.99)
+    assert not Pace(optimizer, "", 1, 0.0, is_ours=False).is_due(0.0)
 
 
 def test_values_on_a_device_are_not_waited_for(run, monkeypatch):

@@ -1,0 +1,59 @@
+"""How often to look at an optimizer: as often as the looks cost next to nothing."""
+
+from __future__ import annotations
+
+import math
+import weakref
+
+from torch.optim import Optimizer
+
+MAX_SHARE = 0.005  # of the time that looks may take
+
+
+class Pace:
+    """When to look at one optimizer.
+
+    Args:
+        optimizer: whose steps these are; not kept alive.
+        prefix: of its keys.
+        every: steps from one look to the next, or None to go by the time.
+        period_s: least seconds between looks that go by the time.
+        is_ours: whether to look at all.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        prefix: str,
+        every: int | None,
+        period_s: float,
+        *,
+        is_ours: bool = True,
+    ) -> None:
+        self.optimizer = weakref.ref(optimizer)
+        self.prefix = prefix
+        self.is_urged = False
+        self._is_ours = is_ours
+        self._every = every
+        self._period_s = period_s
+        self._steps = 0
+        self._has_looked = False
+        self._due = -math.inf
+
+    def is_due(self, now: float) -> bool:
+        """Count one step and return whether to look at it."""
+        self._steps += 1
+        if not self._is_ours:
+            return False
+        if self.is_urged:
+            self.is_urged = False
+            return True
+        if self._every is not None:
+            return (self._steps - 1) % self._every == 0
+        return now >= self._due
+
+    def note(self, spent_s: float, now: float) -> None:
+        """Put the next look off until the last one's share of the time is small enough."""
+        if self._has_looked:  # the first one pays for what torch loads, and tells nothing
+            self._due = now + max(spent_s / MAX_SHARE, self._period_s)
+        self._has_looked = True
