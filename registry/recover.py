@@ -28,8 +28,9 @@ from registry.journal import JOURNAL_NAME, JournalWriter, iter_lines
 from registry.link import Link
 from registry.liveness import LockHeld, RunLock, is_alive, is_locked, seems_alive
 from registry.schema import runs
+from registry.statements import fetch_rows
 from registry.store import ingest
-from registry.tail import has_waiting
+from registry.tail import TAIL_NAME, has_waiting
 
 _LOOK_S = 2.0  # a look may wait this long for a lock; what it cannot write, the next one will
 _EXIT_KILLED = 137
@@ -71,26 +72,24 @@ def recover(
     Raises:
         StoreNewer, StoreOutdated, StoreCorrupt, StoreUnavailable: the registry cannot be read.
     """
-    known = _read_runs(parse_url(url))
+    running, offsets = _read_runs(parse_url(url))
     folders = _list_folders(home)
-    behind = _find_behind(known, folders)
-    vanished = [
-        run for run, row in known.items() if row["status"] == "running" and run not in folders
-    ]
+    behind = _find_behind(running, offsets, folders)
+    vanished = [run for run in running if run not in folders]
     for run in list(vanished):
-        folder = Path(known[run]["folder"])
+        folder = Path(running[run]["folder"])
         if (folder / JOURNAL_NAME).is_file():  # a registry shared by several TSX_HOMEs
             vanished.remove(run)
-            if not _is_alive(folder, known[run]):
+            if not _is_alive(folder, running[run]):
                 behind.append(folder)
-    vanished = [run for run in vanished if not _is_remote_alive(known[run])]
+    vanished = [run for run in vanished if not _is_remote_alive(running[run])]
     if not behind and not vanished:
         return ()
     try:
         engine = open_engine(url, readonly=False, timeout_s=_LOOK_S)
         try:
             ended = [folder.name for folder in behind if _recover_run(engine, folder)]
-            return (*ended, *(run for run in vanished if _presume(engine, known[run])))
+            return (*ended, *(run for run in vanished if _presume(engine, running[run])))
         finally:
             engine.dispose()
     except (StoreLocked, StoreUnavailable) as error:
@@ -133,48 +132,52 @@ def _refuse_newer(url: str) -> None:
         return  # broken in another way: that is what a rebuild is for
 
 
-def _read_runs(url: URL) -> dict[str, RowMapping]:
-    """Return what the database knows of every run, by id; nothing where there is no database."""
+def _read_runs(url: URL) -> tuple[dict[str, RowMapping], dict[str, int]]:
+    """Return what the database knows of running runs, and how far it has read every journal."""
     link = Link(url)
     try:
         with link.snapshot() as connection:
-            found = connection.execute(select(*_COLUMNS)).mappings().all()
+            query = select(*_COLUMNS).where(runs.c.status == Status.RUNNING.value)
+            running = connection.execute(query).mappings().all()
+            offsets = fetch_rows(connection, select(runs.c.id, runs.c.journal_offset))
     finally:
         link.close()
-    return {row["id"]: row for row in found}
+    return {row["id"]: row for row in running}, dict(offsets)
 
 
-def _list_folders(home: Path) -> dict[str, Path]:
-    """Return the run folders below `home` by id."""
+def _list_folders(home: Path) -> dict[str, str]:
+    """Return the paths of the run folders below `home` by id."""
     try:
         with os.scandir(home / "runs") as entries:
-            return {entry.name: Path(entry.path) for entry in entries if entry.is_dir()}
+            return {entry.name: entry.path for entry in entries if entry.is_dir()}
     except OSError:
         return {}
 
 
-def _find_behind(known: Mapping[str, RowMapping], folders: Mapping[str, Path]) -> list[Path]:
+def _find_behind(
+    running: Mapping[str, RowMapping], offsets: Mapping[str, int], folders: Mapping[str, str]
+) -> list[Path]:
     """Return the folders of runs that are dead, or whose journal says more than the database."""
     behind = []
-    for run, folder in folders.items():
-        row = known.get(run)
-        if row is not None and row["status"] == "running":
-            if not _is_alive(folder, row):
-                behind.append(folder)
-        elif _has_news(folder, row["journal_offset"] if row else 0) and not is_locked(folder):
-            behind.append(folder)
+    for run, path in folders.items():
+        if run in running:
+            if not _is_alive(Path(path), running[run]):
+                behind.append(Path(path))
+        elif _has_news(path, offsets.get(run, 0)) and not is_locked(Path(path)):
+            behind.append(Path(path))
     return behind
 
 
-def _has_news(folder: Path, offset: int) -> bool:
-    """Tell whether a journal has whole lines from an offset on."""
-    path = folder / JOURNAL_NAME
+def _has_news(folder: str, offset: int) -> bool:
+    """Tell whether a journal has whole lines from an offset on, or its tail has some for it."""
+    journal = f"{folder}/{JOURNAL_NAME}"  # of thousands of runs: a Path of each would take longest
     try:
-        if path.stat().st_size > offset and any(True for _ in iter_lines(path, offset)):
+        has_more = os.stat(journal).st_size > offset
+        if has_more and any(True for _ in iter_lines(Path(journal), offset)):
             return True
-        return has_waiting(path)
     except OSError:
         return False
+    return os.path.exists(f"{folder}/{TAIL_NAME}") and has_waiting(Path(journal))
 
 
 def _is_alive(folder: Path, row: RowMapping) -> bool:
@@ -318,7 +321,7 @@ def _build(home: Path, fresh: Path) -> dict[str, Any]:
     unreadable = []
     engine = open_engine(url, readonly=False)
     try:
-        for folder in sorted(_list_folders(home).values()):
+        for folder in map(Path, sorted(_list_folders(home).values())):
             try:
                 if (folder / JOURNAL_NAME).is_file():
                     (folder / JOURNAL_NAME).open("rb").close()
