@@ -134,6 +134,16 @@ def longer_than_context(loop: Loop) -> None:
     assert max(config.model.horizons) > config.data.context_length
 
 
+def nothing_held_out(loop: Loop) -> None:
+    assert loop.session.corpus.val is None
+    assert loop.session.config.eval.every > 0
+
+
+def leaves_gaps(loop: Loop) -> None:
+    data = loop.session.config.data
+    assert data.stride > data.context_length + 1
+
+
 def spoil_target(batch: Batch, step: int) -> Batch:
     """Make a target of one window NaN from a step on."""
     if step < 3:
@@ -346,6 +356,22 @@ ENTRIES = (
         story="A horizon of 32 points in windows of 24: its last points have no label, ever.",
         config={"model__horizons": [1, 32]},
         proof=longer_than_context,
+    ),
+    plant(
+        name="tsx-nothing-held-out",
+        kind="config-lint",
+        mechanism="no-validation-series",
+        story="Validation is asked for every 2 steps, and no series is held out for it.",
+        config={"data__val_split": 0.0, "eval__every": 2},
+        proof=nothing_held_out,
+    ),
+    plant(
+        name="tsx-windows-with-gaps",
+        kind="config-lint",
+        mechanism="stride-longer-than-context",
+        story="Windows start 40 points apart and are 24 long: 16 of 40 points are never seen.",
+        config={"data__stride": 40},
+        proof=leaves_gaps,
     ),
     plant(
         name="tsx-bad-target",

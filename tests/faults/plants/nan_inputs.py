@@ -263,7 +263,7 @@ ENTRIES = (
         name="exploding-states",
         architecture="recurrent",
         mechanism="exploding-weights",
-        module="turn",
+        module="leave",
         steps=4,
         story="A recurrent net without clipping: weights grow at each step until a product "
         "overflows.",
