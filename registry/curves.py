@@ -100,10 +100,7 @@ class CurveWriter:
         if not prefixes:
             return
         rollups.cut(connection, run, prefixes, from_step)
-        rest = {
-            key: rollups.load_points(connection, run, key, after=prefix.end)
-            for key, prefix in prefixes.items()
-        }
+        rest = rollups.load_rest(connection, run, [*prefixes])
         rollups.extend(connection, run, {key: prefixes[key].num_points for key in rest}, rest)
         kept = {
             key: self._summarize(key, prefixes[key], rest[key])
@@ -122,10 +119,11 @@ class CurveWriter:
             summary.min, summary.min_step = known.min, known.min_step
             summary.max, summary.max_step = known.max, known.max_step
             summary.nonfinite_count, summary.last_step = known.odd_count, known.last_step
-            last = rollups.get_edge_point(
-                self._connection, self._run, key, known.last_step, last=True
-            )
-            summary.last, summary.last_flag = last.value, last.flag
+            if all(point.step < known.last_step for point in rest):
+                last = rollups.get_edge_point(
+                    self._connection, self._run, key, known.last_step, last=True
+                )
+                summary.last, summary.last_flag = last.value, last.flag
         for point in rest:
             summary.add(point.step, point.value, point.flag)
         return summary

@@ -61,6 +61,20 @@ class Prefix(NamedTuple):
 
 _POINT_COLUMNS = tuple(metrics.c[name] for name in Point._fields)
 _BUCKET_COLUMNS = tuple(rollups.c[name] for name in Bucket._fields)
+_BEHIND = tuple(
+    (
+        table.c.run == bindparam("run"),
+        table.c.key == bindparam("key"),
+        table.c.seq > bindparam("after"),
+    )
+    for table in (metrics, rollups)
+)
+_POINTS_BEHIND = select(*_POINT_COLUMNS).where(*_BEHIND[0]).order_by(metrics.c.seq)
+_BUCKETS_BEHIND = (
+    select(*_BUCKET_COLUMNS)
+    .where(*_BEHIND[1], rollups.c.level == bindparam("level"))
+    .order_by(rollups.c.seq)
+)
 _get_value, _get_step = itemgetter(2), itemgetter(1)
 _get_min, _get_max = itemgetter(1), itemgetter(4)
 _get_first_step, _get_last_step = itemgetter(11), itemgetter(12)
@@ -175,19 +189,24 @@ def cut(connection: Connection, run: int, prefixes: Mapping[int, Prefix], from_s
         connection.execute(statement, ends)
 
 
+def load_rest(connection: Connection, run: int, keys: Sequence[int]) -> dict[int, list[Point]]:
+    """Return the points of curves that no full bucket holds, by key; none for a key without."""
+    found = _load_open(connection, run, 0, keys)
+    return {key: [*map(Point._make, found.get(key, ()))] for key in keys}
+
+
 def load_points(connection: Connection, run: int, key: int, *, after: int) -> list[Point]:
     """Return the points of a curve behind a place in the journal, in its order."""
-    query = select(*_POINT_COLUMNS).where(*_behind(metrics, run, key, after))
-    return [*map(Point._make, fetch_rows(connection, query.order_by(metrics.c.seq)))]
+    place = {"run": run, "key": key, "after": after}
+    return [*map(Point._make, fetch_rows(connection, _POINTS_BEHIND, place))]
 
 
 def load_buckets(
     connection: Connection, run: int, key: int, level: int, *, after: int, limit: int | None = None
 ) -> list[Bucket]:
     """Return the buckets of one level of a curve behind a place in the journal, in its order."""
-    query = select(*_BUCKET_COLUMNS).where(*_behind(rollups, run, key, after))
-    query = query.where(rollups.c.level == level).order_by(rollups.c.seq).limit(limit)
-    return [*map(Bucket._make, fetch_rows(connection, query))]
+    place = {"run": run, "key": key, "after": after, "level": level}
+    return [*map(Bucket._make, fetch_rows(connection, _BUCKETS_BEHIND.limit(limit), place))]
 
 
 def get_edge_point(connection: Connection, run: int, key: int, step: int, *, last: bool) -> Point:
@@ -199,11 +218,11 @@ def get_edge_point(connection: Connection, run: int, key: int, step: int, *, las
     order = rollups.c.seq.desc() if last else rollups.c.seq
     holder = (
         select(rollups.c.seq)
-        .where(*_behind(rollups, run, key, 0), rollups.c.level == 1, column == step)
+        .where(*_of(rollups, run, key), rollups.c.level == 1, column == step)
         .order_by(order)
         .limit(1)
     )
-    query = select(*_POINT_COLUMNS).where(*_behind(metrics, run, key, 0), metrics.c.step == step)
+    query = select(*_POINT_COLUMNS).where(*_of(metrics, run, key), metrics.c.step == step)
     query = query.where(metrics.c.seq <= holder.scalar_subquery())
     row = connection.execute(query.order_by(metrics.c.seq.desc()).limit(1)).one()
     return Point(*row)
@@ -214,9 +233,9 @@ def _sum(parts: Sequence[tuple[object, ...]], level: int) -> Bucket:
     return sum_points(parts) if level == 1 else sum_buckets(parts)  # type: ignore[arg-type]
 
 
-def _behind(table: Table, run: int, key: int, after: int) -> list[ColumnElement[bool]]:
-    """Return the conditions for the rows of a curve behind a place in the journal."""
-    return [table.c.run == run, table.c.key == key, table.c.seq > after]
+def _of(table: Table, run: int, key: int) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions for the rows of a curve."""
+    return table.c.run == run, table.c.key == key
 
 
 def _load_open(

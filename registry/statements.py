@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Select, Table
@@ -23,10 +23,12 @@ def insert_rows(connection: Connection, table: Table, rows: Sequence[tuple[Any, 
         connection.exec_driver_sql(str(compiled), named)
 
 
-def fetch_rows(connection: Connection, query: Select[Any]) -> list[Any]:
+def fetch_rows(
+    connection: Connection, query: Select[Any], values: Mapping[str, Any] | None = None
+) -> list[Any]:
     """Return the rows as the driver has them; SQLAlchemy's own take as long again to make."""
-    found = connection.execute(query)
-    rows: list[Any] = found.cursor.fetchall() if found.cursor is not None else []
+    found = connection.execute(query, values)
+    rows = list(found.cursor.fetchall()) if found.cursor is not None else []
     found.close()
     return rows
 
