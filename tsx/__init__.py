@@ -18,14 +18,14 @@ __all__ = ["Run", "compute", "finish", "histogram", "init", "log", "watch"]
 
 if TYPE_CHECKING:
     from tsx.api import compute, finish, init, log, watch
-    from tsx.live_run import Run
-    from tsx.run_values import histogram
+    from tsx.recording.run import Run
+    from tsx.recording.values import histogram
 
 # Importing tsx costs nothing; what is behind a door is loaded when it is first used.
 _DOORS = {
     **dict.fromkeys(("compute", "finish", "init", "log", "watch"), "tsx.api"),
-    "Run": "tsx.live_run",
-    "histogram": "tsx.run_values",
+    "Run": "tsx.recording.run",
+    "histogram": "tsx.recording.values",
 }
 
 

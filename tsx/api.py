@@ -1,7 +1,7 @@
 """Record any training loop: `tsx.init`, `tsx.log`, `tsx.watch`, `tsx.compute`, `tsx.finish`.
 
 Owns the one current run of a process. Everything can go wrong in `init`, where nothing is lost
-yet; from then on training never stops for telemetry (tsx.live_run). Never imports torch: the
+yet; from then on training never stops for telemetry (tsx.recording.run). Never imports torch: the
 program has, or there is nothing to do with it.
 """
 
@@ -19,9 +19,9 @@ from registry.events import Event
 from registry.home import find_home
 from tsx.errors import RunClosed, TsxError
 from tsx.launch.plan import new_run_id
-from tsx.live_run import Run, RunFacts
-from tsx.run_config import to_plain_config
-from tsx.run_start import begin, go_on, read_labels, read_step
+from tsx.recording.plain_config import to_plain_config
+from tsx.recording.run import Run, RunFacts
+from tsx.recording.start import begin, go_on, read_labels, read_step
 
 if TYPE_CHECKING:
     from torch import nn

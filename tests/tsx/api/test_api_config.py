@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tsx.errors import ConfigError
-from tsx.run_config import MAX_CHARS, MAX_TEXT, MAX_VALUES, to_plain_config
+from tsx.recording.plain_config import MAX_CHARS, MAX_TEXT, MAX_VALUES, to_plain_config
 
 
 @dataclasses.dataclass

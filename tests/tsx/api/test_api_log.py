@@ -10,7 +10,7 @@ import pytest
 import tsx
 from registry.events import Metrics
 from tsx.errors import RunClosed
-from tsx.run_lines import MAX_TOLD
+from tsx.recording.lines import MAX_TOLD
 
 
 def test_every_value_is_found_again(read, read_curve):
@@ -66,7 +66,14 @@ def test_a_step_that_is_none_loses_no_value(step, read, read_curve):
         run.log({"x": 1.0}, step=4)
         run.log({"x": 2.0}, step=step)
     assert read_curve("x") == [(4, 1.0), (5, 2.0)]
-    assert "is no whole number; taken as 5" in read().findings[0].cause
+    assert "is no whole number below 2**63; taken as 5" in read().findings[0].cause
+
+
+def test_steps_end_where_a_registry_ends(read_curve):
+    with tsx.init(name="far") as run:
+        run.log({"x": 1.0}, step=2**63 - 1)
+        run.log({"x": 2.0})
+    assert read_curve("x") == [(2**63 - 1, 1.0), (2**63 - 1, 2.0)]
 
 
 @pytest.mark.parametrize("step", [3.0, True])
@@ -175,7 +182,7 @@ def test_a_closed_stderr_stops_nothing(monkeypatch, read):
 def test_the_hot_path_hands_over_exactly_what_it_was_given():
     run = tsx.init(name="hot")
     sent = []
-    run._sink.emit = sent.append
+    run._emit = run._sink.emit = sent.append
     values = {"a": 1.0, "b": 2.0}
     run.log(values)
     run.log({"a": 1, "b": True})

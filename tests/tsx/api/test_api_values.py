@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tsx
-from tsx.run_values import MAX_LEAVES, HistogramValue, sort_values
+from tsx.recording.values import MAX_LEAVES, HistogramValue, sort_values
 
 
 class Hostile(dict):

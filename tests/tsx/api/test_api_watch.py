@@ -25,7 +25,7 @@ def run():
         run.sent.append(event)
         emit(event)
 
-    run._sink.emit = keep
+    run._emit = run._sink.emit = keep
     return run
 
 
@@ -376,7 +376,7 @@ def test_looks_are_spaced_by_what_they_cost(make_model):
 def test_values_on_a_device_are_not_waited_for(run, monkeypatch):
     """A CPU stands in for the device: nothing is read before its time."""
     clock = [0.0]
-    monkeypatch.setattr("tsx.run_values.is_late", lambda tensor: True)
+    monkeypatch.setattr("tsx.recording.values.is_late", lambda tensor: True)
     run._lines.late._clock = lambda: clock[0]
     value = torch.tensor(0.5)
     run.log({"a": value, "b": torch.tensor(2.0), "host": 1.0, "n": torch.tensor(3)})
@@ -397,8 +397,8 @@ def test_values_on_a_device_are_not_waited_for(run, monkeypatch):
 def test_gradients_on_a_device_are_judged_when_they_arrive(
     run, make_model, monkeypatch, list_findings
 ):
-    monkeypatch.setattr("tsx.run_values.is_late", lambda tensor: True)
-    monkeypatch.setattr("tsx.run_lines.is_late", lambda tensor: True)
+    monkeypatch.setattr("tsx.recording.values.is_late", lambda tensor: True)
+    monkeypatch.setattr("tsx.recording.lines.is_late", lambda tensor: True)
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     run.watch(model, optimizer, every=1)
@@ -416,20 +416,20 @@ def test_gradients_on_a_device_are_judged_when_they_arrive(
 
 
 def test_a_bounded_number_of_copies_waits(monkeypatch):
-    from tsx import late_values
+    from tsx.recording import late_values
 
     monkeypatch.setattr(late_values, "MAX_WAITING", 3)
     late, taken = late_values.LateValues(clock=lambda: 0.0), []
     for number in range(4):
         late.add(torch.tensor([float(number)]), taken.append)
     assert taken == [[0.0], [1.0], [2.0], [3.0]]
-    assert not late
+    assert not late.waiting
 
 
 def test_a_cuda_copy_is_read_once_its_event_says_so(monkeypatch):
     from contextlib import nullcontext
 
-    from tsx import late_values
+    from tsx.recording import late_values
 
     class Event:
         arrived, waited = False, 0
@@ -447,13 +447,13 @@ def test_a_cuda_copy_is_read_once_its_event_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     late, taken = late_values.LateValues(), []
     for number in (1.0, 2.0):
-        late._waiting.append(late_values._send(torch.tensor([number]), taken.append))
+        late.waiting.append(late_values._send(torch.tensor([number]), taken.append))
     late.read()
     assert (taken, Event.waited) == ([], 0)
     Event.arrived = True
     late.read()
     assert taken == [[1.0], [2.0]]
-    late._waiting.append(late_values._send(torch.tensor([3.0]), taken.append))
+    late.waiting.append(late_values._send(torch.tensor([3.0]), taken.append))
     Event.arrived = False
     late.read(wait=True)
     assert taken[-1] == [3.0]

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from registry.events import Finding, RunPrepared, Severity
 from tsx.cli.output import clean
-from tsx.run_lines import RunLines
-from tsx.run_values import Refused, read_number
+from tsx.recording.lines import RunLines
+from tsx.recording.values import Refused, read_number
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -26,7 +26,7 @@ from tsx.errors import ConfigError
 from tsx.launch.begin import begin_run
 from tsx.launch.plan import new_run_id
 from tsx.launch.provenance import collect
-from tsx.live_run import Run, RunFacts
+from tsx.recording.run import Run, RunFacts
 
 # Libraries whose version matters to a run, where the program has loaded them.
 FRAMEWORKS = ("torch", "numpy", "jax", "tensorflow", "keras", "transformers", "lightning")

@@ -32,18 +32,19 @@ class _Copy(NamedTuple):
 
 
 class LateValues:
-    """Copies of device values, in the order they were added. Safe from several threads."""
+    """Copies of device values, in the order they were added. Safe from several threads.
+
+    Attributes:
+        waiting: copies that are not read yet; for reading only.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.forget()
 
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
-
     def forget(self) -> None:
         """Drop all copies: a forked child must not read what is its parent's."""
-        self._waiting: deque[_Copy] = deque()
+        self.waiting: deque[_Copy] = deque()
         self._lock = threading.RLock()
 
     def add(self, tensor: Tensor, take: Callable[[Any], None]) -> None:
@@ -55,11 +56,11 @@ class LateValues:
         """
         tensor = tensor.detach()
         if tensor.device.type == "cuda":
-            self._waiting.append(_send(tensor, take))
+            self.waiting.append(_send(tensor, take))
         else:
             due = self._clock() + READ_AFTER_S
-            self._waiting.append(_Copy(tensor, lambda: self._clock() >= due, _no_wait, take))
-        if len(self._waiting) > MAX_WAITING:
+            self.waiting.append(_Copy(tensor, lambda: self._clock() >= due, _no_wait, take))
+        if len(self.waiting) > MAX_WAITING:
             self.read(wait=True)
 
     def read(self, *, wait: bool = False) -> None:
@@ -67,10 +68,10 @@ class LateValues:
         if not self._lock.acquire(timeout=WAIT_S if wait else 0.0):
             return
         try:
-            while self._waiting:
-                copy = self._waiting.popleft()
+            while self.waiting:
+                copy = self.waiting.popleft()
                 if not (wait or copy.has_arrived()):
-                    self._waiting.appendleft(copy)
+                    self.waiting.appendleft(copy)
                     return
                 # A device that failed says so to the training itself.
                 with contextlib.suppress(Exception):

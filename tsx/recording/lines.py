@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from registry.events import Event, EventSink, Finding, Histogram, Metrics, Severity
 from tsx.cli.output import clean
-from tsx.late_values import LateValues
-from tsx.run_values import is_late, sort_values
+from tsx.recording.late_values import LateValues
+from tsx.recording.values import is_late, sort_values, to_float
 from tsx.trainer.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_PLAIN, _STR = {float, int, bool}, {str}
 MAX_TOLD = 20  # things of one kind that are told one by one; the rest are counted
 
 
@@ -56,6 +57,13 @@ class RunLines:
         Raises:
             ValueError: the sink is closed.
         """
+        if type(values) is dict and not (self.held or self.late.waiting):
+            kinds = set(map(type, values.values()))
+            if kinds <= _PLAIN and set(map(type, values)) <= _STR:  # an epoch, a flag
+                plain = dict(zip(values, map(to_float, values.values()), strict=True))
+                self._sink.emit(Metrics(time=now, step=step, values=plain))
+                self.last = plain
+                return
         self.late.read()
         found = sort_values(values)
         if self.held:

@@ -14,7 +14,6 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from registry.events import EventSink, Metrics, RunEnded, Status
@@ -22,12 +21,11 @@ from registry.liveness import RunLock
 from tsx.cli import output
 from tsx.errors import ConfigError, RunClosed
 from tsx.launch.exit_reason import EXIT_OF_STATUS, Ending
-from tsx.run_end import ProgramEnd, explain_exception
-from tsx.run_lines import RunLines
-from tsx.run_steps import StepCount
-from tsx.run_values import to_float
+from tsx.recording.end import ProgramEnd, explain_exception
+from tsx.recording.lines import RunLines
+from tsx.recording.steps import MAX_STEP, StepCount
+from tsx.recording.watching import Call, Watching
 from tsx.trainer.telemetry import Pulse
-from tsx.watching import Call, Watching
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_FLOAT, _PLAIN, _STR = {float}, {float, int, bool}, {str}
+_FLOAT, _STR = {float}, {str}
 
 
 class RunFacts(NamedTuple):
@@ -67,6 +65,7 @@ class Run:
         self.id, self.name, self.project, self.config, self.folder = facts
         self.status = Status.RUNNING
         self._sink = sink
+        self._emit = getattr(sink, "emit_metrics", sink.emit)
         self._lock = lock
         self._quiet = quiet
         self._pid = os.getpid()
@@ -85,19 +84,14 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.end(Ending(Status.COMPLETED, "", 0) if error is None else explain_exception(error))
 
     def __repr__(self) -> str:
         return f"<tsx.Run {self.id} {self.name!r} {self.status}, step {self.step}>"
 
     def _repr_html_(self) -> str:
-        from tsx.run_html import make_card
+        from tsx.recording.card import make_card
 
         return make_card(self.id, self.name, self.status, self.step, self._lines.last)
 
@@ -136,25 +130,29 @@ class Run:
         Raises:
             RunClosed: the run is finished.
         """
-        self._check_open()
+        # Training waits for this path, with cold caches: few objects, few calls.
         telemetry, lines = self._telemetry, self._lines
-        telemetry.step = step = self._steps.take(step)
-        telemetry.last_emit = now = time.time()
+        if step is None:
+            step = self._steps.take_next()
+        elif type(step) is not int or not telemetry.step <= step <= MAX_STEP:
+            self._check_open()
+            step = self._steps.explain(step)
+        now = time.time()
         try:
             if (
                 type(values) is dict
-                and (kinds := set(map(type, values.values()))) <= _PLAIN
-                and set(map(type, values)) <= _STR
-                and not (lines.held or lines.late)
+                and _FLOAT.issuperset(map(type, values.values()))
+                and _STR.issuperset(map(type, values))
+                and not (lines.held or lines.late.waiting)
             ):
-                if kinds != _FLOAT:
-                    values = dict(zip(values, map(to_float, values.values()), strict=True))
+                self._emit(Metrics(time=now, step=step, values=values))
                 lines.last = values
-                self._sink.emit(Metrics(time=now, step=step, values=values))
             else:
+                self._check_open()
                 lines.log(values, step, now)
-        except ValueError:  # another thread has finished the run meanwhile
+        except ValueError:  # the run is finished, by another thread perhaps
             self._check_open()
+        telemetry.step, telemetry.last_emit = step, now
 
     def watch(
         self,
