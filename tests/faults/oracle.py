@@ -20,7 +20,7 @@ from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.faults.plant import ROOT, Plant, PlainRun, advance, begin, seeded
+from tests.faults.plant import ROOT, PlainRun, Plant, advance, begin, seeded
 
 FILLS = ("masked_fill", "masked_fill_", "where", "full", "full_like", "__setitem__", "fill_")
 OWN = tuple(str(ROOT / part) for part in ("tests/faults/oracle.py", "tests/faults/plant.py"))
@@ -237,7 +237,11 @@ def kinds_of(value: Any) -> set[str]:
             if not tensor.is_floating_point():
                 continue
             data = tensor.detach()
-            for name, held in (("nan", data.isnan()), ("inf", data == torch.inf), ("-inf", data == -torch.inf)):
+            for name, held in (
+                ("nan", data.isnan()),
+                ("inf", data == torch.inf),
+                ("-inf", data == -torch.inf),
+            ):
                 if held.any():
                     kinds.add(name)
     return kinds

@@ -309,9 +309,13 @@ def write_table() -> str:
         for plant in list_plants()
     ]
     healthy = [(h.name, h.architecture, Path(h.path).name, h.looks) for h in list_healthy()]
-    return "\n".join([_draw(HEAD, rows), "", _draw(("healthy", "architecture", "file", "looks"), healthy)])
+    return "\n".join(
+        [_draw(HEAD, rows), "", _draw(("healthy", "architecture", "file", "looks"), healthy)]
+    )
 
 
 def _draw(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in lines
+    )

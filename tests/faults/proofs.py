@@ -87,7 +87,9 @@ def leaks_ahead(loop: Loop, t: int = 5) -> None:
 def leaks_aside(loop: Loop) -> None:
     """Outputs of one sample move with the inputs of another, in eval mode."""
     x = loop.batch(1)[0]
-    changes = (shifted, lambda x: -5 * x, lambda x: 5 * x) if x.is_floating_point() else (next_token,)
+    changes = (
+        (shifted, lambda x: -5 * x, lambda x: 5 * x) if x.is_floating_point() else (next_token,)
+    )
     assert max(look_aside(loop.model, x, change) for change in changes) > 1e-6
     assert all(step.is_finite for step in loop.seen)
 

@@ -17,12 +17,12 @@ RECIPES = (
 
 def trains_but_for_idle(loop: Loop) -> None:
     """The loss falls; only experts without tokens may stand still."""
-    falls(loop)
+    falls(loop, share=0.95)
     still = {name for name, _ in loop.model.named_parameters() if not has_moved(loop, name)}
     assert all("experts" in name for name in still)
 
 
-def healthy(name: str, looks: str, *, steps: int = 12, proof: Any = None, **config: Any) -> Healthy:
+def healthy(name: str, looks: str, *, steps: int = 30, proof: Any = None, **config: Any) -> Healthy:
     """Return an embedded loop with these settings."""
     return Healthy(
         name=name,
@@ -30,8 +30,8 @@ def healthy(name: str, looks: str, *, steps: int = 12, proof: Any = None, **conf
         looks=looks,
         causal=True,
         steps=steps,
-        build=lambda: build_loop(train__steps=steps, **config),
-        proof=proof or trains(),
+        build=lambda: build_loop(train__steps=steps, optim__lr=1e-2, **config),
+        proof=proof or trains(share=0.95),
     )
 
 
@@ -42,15 +42,19 @@ ENTRIES = (
         "micro-batches divided by the labels of the whole step",
         train__grad_accum_steps=2,
     ),
-    healthy("tsx-bf16", "bf16 autocast, norms in the dtype of their input", train__precision="bf16"),
+    healthy(
+        "tsx-bf16", "bf16 autocast, norms in the dtype of their input", train__precision="bf16"
+    ),
     healthy("tsx-patches", "tokens of four points", model__patch_len=4, model__horizons=[4, 8]),
-    healthy("tsx-warm-up", "a rate that climbs for half the run", optim__warmup_steps=6),
+    healthy("tsx-warm-up", "a rate that climbs for half the run", optim__warmup_steps=15),
     healthy(
         "tsx-one-batch",
         "one batch at every step, on purpose: the config says so",
         train__fixed_batches=1,
     ),
-    healthy("tsx-window-scaling", "each window scaled by its own input", data__scaling_scope="context"),
+    healthy(
+        "tsx-window-scaling", "each window scaled by its own input", data__scaling_scope="context"
+    ),
     healthy(
         "tsx-concatenated-aux",
         "an aux of layers joined before the product: a flat router reads 2, not 1",

@@ -235,9 +235,7 @@ ENTRIES = (
     lm(
         name="right-accumulation",
         looks="micro-batches of unequal counts, each divided by the labels of them all",
-        build=lambda: parts.make_loop(
-            parts.Transformer(), uneven, summed_loss, kind=Accumulating
-        ),
+        build=lambda: parts.make_loop(parts.Transformer(), uneven, summed_loss, kind=Accumulating),
         proof=trains(),
         steps=20,
     ),
@@ -281,9 +279,7 @@ ENTRIES = (
         name="scores-in-between",
         architecture="conv",
         looks="eval mode every fifth step, and back; dropout and batch norm in train mode",
-        build=lambda: parts.conv(
-            nn.Sequential(nn.BatchNorm2d(8), nn.Dropout(0.1)), kind=Scoring
-        ),
+        build=lambda: parts.conv(nn.Sequential(nn.BatchNorm2d(8), nn.Dropout(0.1)), kind=Scoring),
         proof=scores_and_trains,
     ),
     Healthy(

@@ -36,7 +36,7 @@ class OwnAttention(CausalAttention):
         return self.out(y.transpose(1, 2).flatten(2))
 
     def find_padding(self, x_BTD: Tensor) -> Tensor:
-        """Return [B, 1, 1, T], True on padding: tokens of the same value as the last, to the end."""
+        """Return [B, 1, 1, T], True on padding: all that equals the last token, to the end."""
         same = (x_BTD == x_BTD[:, -1:]).all(-1).flip(1).cumprod(1).flip(1).bool()
         return (same & (same.sum(1, keepdim=True) > 1))[:, None, None, :]
 
@@ -146,7 +146,10 @@ def leaks(loop: Loop) -> None:
 
 def runs_unfused(loop: Loop) -> None:
     """The graph of an attention has no fused node."""
-    for module, is_fused in ((loop.model.blocks[0].attention, False), (CausalAttention(16, 2), True)):
+    for module, is_fused in (
+        (loop.model.blocks[0].attention, False),
+        (CausalAttention(16, 2), True),
+    ):
         tables = loop.model.rotary(24)
         y = module(torch.randn(2, 24, 16), *tables)
         assert any("Flash" in name for name in _list_nodes(y.grad_fn)) is is_fused
@@ -186,7 +189,7 @@ def kaiming_experts(model: Any) -> None:
 
 
 def find_gain(loop: Loop) -> float:
-    """Return what the first block's routed experts make of normal input, as a gain, at the start."""
+    """Return the gain of the first block's routed experts, as they start, for normal input."""
     moe = loop.model.blocks[0].moe
     now = {name: p.detach().clone() for name, p in moe.experts.named_parameters()}
     with torch.no_grad():

@@ -60,7 +60,7 @@ class DeadUnits(nn.Module):
         nn.init.constant_(self.conv.bias, -100.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + F.relu(self.conv(x))  # fault: every unit is off
+        return x + F.relu(self.conv(x))
 
 
 class Adapter(nn.Module):
@@ -137,7 +137,9 @@ def no_tokens(loop: Loop) -> None:
         now = loop.model.middle.experts[3].get_parameter(name)
         assert torch.equal(now, loop.initial[f"middle.experts.3.{name}"])
         assert not now.grad.any()
-    assert not torch.equal(loop.model.middle.experts[0].weight, loop.initial["middle.experts.0.weight"])
+    assert not torch.equal(
+        loop.model.middle.experts[0].weight, loop.initial["middle.experts.0.weight"]
+    )
 
 
 def build_no_tokens() -> Loop:
@@ -155,7 +157,7 @@ class Skipped(nn.Module):
         self.wide = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, h_BTD: Tensor) -> Tensor:
-        return self.narrow(h_BTD) if h_BTD.shape[1] < 64 else self.wide(h_BTD)  # fault: one branch
+        return self.narrow(h_BTD) if h_BTD.shape[1] < 64 else self.wide(h_BTD)
 
 
 class Gated(nn.Module):
@@ -196,10 +198,11 @@ ENTRIES = (
         mechanism="no-gradient",
         module="middle",
         marker="# fault: a trip through numpy",
-        story="A filter from numpy in the middle of the model: the GRU before it gets no "
-        "gradient.",
+        story="A filter from numpy in the middle of the model: the GRU before it gets no gradient.",
         build=lambda: parts.recurrent(NoGrad()),
-        proof=stands_still(*(f"rnn.{n}_l0" for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))),
+        proof=stands_still(
+            *(f"rnn.{n}_l0" for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        ),
     ),
     frozen(
         name="hard-attention",
@@ -231,9 +234,7 @@ ENTRIES = (
         story="An adapter never learns anything (a kind of report against low-rank tuning): both "
         "its factors start from zero, so the gradient of each is zero for ever.",
         build=lambda: build_sgd(parts.mlp(Adapter())),
-        proof=stands_still(
-            "middle.base.weight", "middle.base.bias", "middle.down", "middle.up"
-        ),
+        proof=stands_still("middle.base.weight", "middle.base.bias", "middle.down", "middle.up"),
     ),
     frozen(
         name="softmax-of-one",

@@ -69,7 +69,9 @@ def build_zero_group() -> Loop:
 
 
 def zero_group(loop: Loop) -> None:
-    still = [n for n, _ in loop.model.named_parameters() if n.startswith(("blocks", "embed", "pos"))]
+    still = [
+        n for n, _ in loop.model.named_parameters() if n.startswith(("blocks", "embed", "pos"))
+    ]
     stands_still(*still)(loop)
 
 
@@ -308,9 +310,7 @@ ENTRIES = (
         story="The loss stays flat in mixed precision (a kind of report against fp16 training): "
         "the scaler is made anew each step, so its first scale overflows for ever and every step "
         "is skipped without a word.",
-        build=lambda: parts.make_loop(
-            parts.ConvNet(), parts.images, half_loss, kind=FreshScaler
-        ),
+        build=lambda: parts.make_loop(parts.ConvNet(), parts.images, half_loss, kind=FreshScaler),
         proof=all_still,
     ),
     frozen(

@@ -58,7 +58,9 @@ class DroppedMask(Attention):
 
     def weigh(self, scores: Tensor, seen: Tensor) -> Tensor:
         if self.dropout > 0:
-            return F.dropout(scores.softmax(-1), self.dropout, self.training)  # fault: mask forgotten here
+            return F.dropout(
+                scores.softmax(-1), self.dropout, self.training
+            )  # fault: mask forgotten here
         return super().weigh(scores, seen)
 
 

@@ -215,7 +215,7 @@ ENTRIES = (
         mechanism="fully-masked-row",
         module="blocks.0.attention",
         marker="# fault: softmax of an empty document",
-        story="The loss stays finite and the gradient is NaN on the first batch that holds an empty "
+        story="The loss stays finite and the gradient is NaN on the first batch with an empty "
         "document: a softmax of nothing but -inf is NaN, and its labels are ignored, so the loss "
         "leaves the sample out and the backward pass does not.",
         build=build_empty_document,

@@ -78,9 +78,7 @@ def build_saturated() -> Loop:
     def far(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return x * 400.0, y
 
-    return parts.make_loop(
-        parts.Mlp(), at_step(3, far, parts.rows), saturated_loss
-    )
+    return parts.make_loop(parts.Mlp(), at_step(3, far, parts.rows), saturated_loss)
 
 
 class Standardize(nn.Module):

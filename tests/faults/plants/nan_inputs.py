@@ -175,7 +175,9 @@ class Unrolled(nn.Module):
 
 def build_exploding_rnn() -> Loop:
     model = Unrolled()
-    return parts.make_loop(model, parts.waves, optimizer=torch.optim.SGD(model.parameters(), lr=2.0))
+    return parts.make_loop(
+        model, parts.waves, optimizer=torch.optim.SGD(model.parameters(), lr=2.0)
+    )
 
 
 def build_exploding_mlp() -> Loop:

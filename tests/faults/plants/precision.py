@@ -170,9 +170,7 @@ ENTRIES = (
         marker="# fault: bf16 beside fp32",
         warns="Mismatch dtype between input and weight",
         story="A norm outside autocast is given bf16 and has an fp32 weight: no fused kernel.",
-        build=lambda: parts.make_loop(
-            parts.Recurrent(Normed()), parts.waves, regress_in_autocast
-        ),
+        build=lambda: parts.make_loop(parts.Recurrent(Normed()), parts.waves, regress_in_autocast),
         proof=norm_gets_bf16,
     ),
     Plant(
@@ -198,9 +196,7 @@ ENTRIES = (
         causal=True,
         story="Attention leaves autocast for the sake of its softmax, and takes both its products "
         "with it.",
-        build=lambda: parts.make_loop(
-            parts.Transformer(Careful), parts.tokens, in_autocast
-        ),
+        build=lambda: parts.make_loop(parts.Transformer(Careful), parts.tokens, in_autocast),
         proof=some_in(torch.float32),
     ),
     Plant(
@@ -213,7 +209,9 @@ ENTRIES = (
         story="Mixed precision gives no speed (a kind of question in forums): autocast is around "
         "the loss, not around the model.",
         build=lambda: parts.make_loop(
-            parts.ConvNet(), lambda step: (parts.images(step)[0], torch.zeros(12, 4)), outside_autocast
+            parts.ConvNet(),
+            lambda step: (parts.images(step)[0], torch.zeros(12, 4)),
+            outside_autocast,
         ),
         proof=some_in(torch.float32, all_of_them=True),
     ),

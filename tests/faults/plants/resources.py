@@ -81,7 +81,9 @@ class CellByCell(nn.Module):
         state, out = x_BTF.new_zeros(len(x_BTF), WIDTH), []
         for t in range(x_BTF.shape[1]):
             given = torch.cat((x_BTF[:, t], state), -1)
-            state = torch.cat([gate(given).tanh() for gate in self.gates], -1)  # fault: unit by unit
+            state = torch.cat(
+                [gate(given).tanh() for gate in self.gates], -1
+            )  # fault: unit by unit
             out.append(self.head(state))
         return torch.stack(out, 1)
 
@@ -233,9 +235,7 @@ class Forgetful(nn.Module):
 
 
 def build_slow_heart() -> Loop:
-    return parts.transformer(
-        batch=fixed(parts.tokens), lr=1e-5, declares={"fixed_batch": True}
-    )
+    return parts.transformer(batch=fixed(parts.tokens), lr=1e-5, declares={"fixed_batch": True})
 
 
 class TwoWays(nn.Module):

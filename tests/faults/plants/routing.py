@@ -153,7 +153,8 @@ def collapsed(loop: Loop) -> None:
 
 def hidden_by_sum(loop: Loop) -> None:
     first, second = loads(loop)
-    assert float(first.max()) > 0.45 and first.gt(0.01).sum() == 2
+    assert float(first.max()) > 0.45
+    assert first.gt(0.01).sum() == 2
     assert second.gt(0.01).sum() == 2
     assert ((first + second) / 2).max() < 0.45
 
@@ -219,9 +220,7 @@ ENTRIES = (
         module="middle.layers.0",
         story="Two layers, each down to two experts, and over both the load is even.",
         build=lambda: build(
-            Two(
-                Mixture(2, bias=[9.0, 9.0, -9.0, -9.0]), Mixture(2, bias=[-9.0, -9.0, 9.0, 9.0])
-            )
+            Two(Mixture(2, bias=[9.0, 9.0, -9.0, -9.0]), Mixture(2, bias=[-9.0, -9.0, 9.0, 9.0]))
         ),
         proof=hidden_by_sum,
     ),

@@ -130,9 +130,7 @@ def build_muon_rate() -> Loop:
     matrices = [p for p in model.middle.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if not any(p is m for m in matrices)]
     muon = torch.optim.Muon(matrices, lr=1e-4, weight_decay=0.0, adjust_lr_fn="original")
-    return parts.make_loop(
-        model, parts.waves, optimizer=[muon, torch.optim.AdamW(rest, lr=1e-2)]
-    )
+    return parts.make_loop(model, parts.waves, optimizer=[muon, torch.optim.AdamW(rest, lr=1e-2)])
 
 
 def muon_crawls(loop: Loop) -> None:
@@ -191,9 +189,7 @@ def build_hot_group() -> Loop:
         {"params": model.stem.parameters(), "lr": 1e-3},
         {"params": model.head.parameters(), "lr": 1.0},  # fault: a rate of another group
     ]
-    return parts.make_loop(
-        model, parts.images, parts.classify, optimizer=torch.optim.AdamW(groups)
-    )
+    return parts.make_loop(model, parts.images, parts.classify, optimizer=torch.optim.AdamW(groups))
 
 
 class TwoNumbers(Loop):
