@@ -26,7 +26,7 @@ from registry.events import Event, EventSink
 from tests.faults.plant import Loop, Plant
 from tsx.config import RunConfig, decode
 from tsx.data.stream import BatchStream
-from tsx.model.losses import forecast_loss
+from tsx.model import losses as model_losses
 from tsx.trainer import optim, session
 from tsx.trainer.loop import Outcome, train
 from tsx.trainer.objective import DeviceBatch, count_labels, move_batch, run_forward
@@ -97,14 +97,20 @@ class EmbeddedLoop(Loop):
     """The trainer's step, with its losses handed to `run.compute`."""
 
     session: Any = None
-    served: Callable[[Any, int], Any] = lambda batch, step: batch
+    patch: Patch = nullcontext
+    aux: float = 0.0  # of the last loss
 
     def step(self, run: Any, step: int) -> None:
+        with self.patch():
+            self.take(run, step)
+
+    def take(self, run: Any, step: int) -> None:
+        """Take the step, with the patch in place."""
         config = self.session.config
         optim.set_lr(self.optimizer, get_lr(config, step))
         self.optimizer.zero_grad(set_to_none=True)
         count = config.train.grad_accum_steps
-        batches = [self.served(self.session.stream.next_batch(), step) for _ in range(count)]
+        batches = [self.session.stream.next_batch() for _ in range(count)]
         labels = count_labels([batch.target_mask_BC for batch in batches], config.model)
         counts_O = torch.from_numpy(np.maximum(labels, 1))
         total = 0.0
@@ -118,7 +124,8 @@ class EmbeddedLoop(Loop):
         optim.clip_gradients(self.model.parameters(), config.optim.max_grad_norm, norm)
         self.optimizer.step()
         lr = self.optimizer.param_groups[0]["lr"]
-        run.log({"train/loss": total, "train/lr": lr, "train/grad_norm": float(norm)}, step=step)
+        values = {"train/loss": total, "train/aux": self.aux, "train/lr": lr}
+        run.log(values | {"train/grad_norm": float(norm)}, step=step)
 
 
 def build_loop(
@@ -141,20 +148,20 @@ def build_loop(
     ) -> Tensor:
         data = DeviceBatch(x_BC, seen_BC, target_BC, mask_BC)
         forecast = run_forward(ready.model, data, ready.precision)
-        losses = forecast_loss(forecast, target_BC, mask_BC, config.model, counts_O)
+        losses = model_losses.forecast_loss(forecast, target_BC, mask_BC, config.model, counts_O)
+        loop.aux = float(losses.aux.detach())
         return losses.pred + share * losses.aux
 
     def batch(step: int) -> tuple[Tensor, ...]:
         """Return the batch of a step as tensors, without taking it from the stream."""
         windows = ready.stream._windows.get_batch(ready.stream.get_indices(step - 1))
-        data = move_batch(loop.served(windows, step), ready.device)
+        data = move_batch(served(windows, step) if served else windows, ready.device)
         return data.input_BC, data.input_mask_BC, data.target_BC, data.target_mask_BC
 
     loop = EmbeddedLoop(
         model=ready.model, optimizer=ready.optimizer, batch=batch, loss=loss, session=ready
     )
-    if served is not None:
-        loop.served = served
+    loop.patch = patch
     return loop
 
 

@@ -103,29 +103,30 @@ class Regrowing(nn.Module):
         return h_BTD + self.table
 
 
-def count_frames(key: str = "ok") -> int:
-    return torch._dynamo.utils.counters["frames"][key]
+def take_counts() -> tuple[int, int]:
+    """Return frames compiled and graphs that ended early, and forget both.
 
-
-def count_breaks() -> int:
-    """Return how often a graph ended early; versions of torch count it in different places."""
+    Versions of torch count breaks in different places.
+    """
     counters = torch._dynamo.utils.counters
-    return sum(sum(counters[key].values()) for key in ("graph_break", "unimplemented", "resumes"))
+    frames = counters["frames"]["ok"]
+    broken = sum(sum(counters[key].values()) for key in ("graph_break", "unimplemented", "resumes"))
+    counters.clear()
+    torch._dynamo.reset()
+    return frames, broken
 
 
 def recompiles(times: int):
     """Return a proof that at least so many frames were compiled."""
 
     def proof(loop: Loop) -> None:
-        assert count_frames() >= times
-        torch._dynamo.reset()
+        assert take_counts()[0] >= times
 
     return proof
 
 
 def breaks(loop: Loop) -> None:
-    assert count_breaks() >= 1
-    torch._dynamo.reset()
+    assert take_counts()[1] >= 1
 
 
 def build_compiled(middle: nn.Module, make: Any = None, **rest: Any) -> Loop:

@@ -99,9 +99,8 @@ def attention_is_sharp(loop: Loop) -> None:
     x = torch.randn(4, 9, WIDTH)
     for attention, is_sharp in ((fresh(loop).blocks[0].attention, True), (Attention(), False)):
         q, k, _ = attention.split(x)
-        factor = 36 if is_sharp else 1 / math.sqrt(q.shape[-1])
-        scores = q @ k.mT * factor
-        best = attention.weigh(scores, attention.mask(scores, None))[..., 8, :].amax(-1).mean()
+        weight = attention.attend(q, k, torch.eye(9).expand(4, 2, 9, 9), None)
+        best = weight[..., 8, :].amax(-1).mean()
         assert bool(best > 0.7) is is_sharp
 
 
@@ -254,6 +253,7 @@ def _adds_nothing(loop: Loop) -> None:
     x = torch.randn(64, WIDTH)
     with torch.no_grad():
         assert (middle(x) - x).std() < 0.02
+    assert middle.up.std() < 0.2 / math.sqrt(WIDTH)
 
 
 class _OnVectors(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.faults import parts
@@ -31,11 +32,18 @@ class Products(TorchDispatchMode):
         return result
 
 
-def list_product_dtypes(loop: Loop) -> list[torch.dtype]:
-    """Return the dtype of each product in one forward pass of the loop's loss."""
-    with torch.no_grad(), Products() as products:
-        loop.loss(*loop.batch(1))
-    return products.dtypes
+class Calls(TorchFunctionMode):
+    """Notes which torch functions are called, and whether one is under autocast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+        self.met_autocast = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func)
+        self.met_autocast |= torch.is_autocast_enabled("cpu")
+        return func(*args, **(kwargs or {}))
 
 
 def in_autocast(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -109,14 +117,16 @@ def outside_autocast(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return F.mse_loss(output, y)
 
 
-def some_in(*dtypes: torch.dtype, all_of_them: bool = False):
-    """Return a proof that some (or all) products have one of these dtypes under autocast."""
+def some_in(dtype: torch.dtype, *, all_of_them: bool = False, under: bool = True):
+    """Return a proof that some (or all) products have this dtype, under autocast or not."""
 
     def proof(loop: Loop) -> None:
-        found = list_product_dtypes(loop)
-        wrong = [dtype for dtype in found if dtype in dtypes]
+        with torch.no_grad(), Calls() as calls, Products() as products:
+            loop.loss(*loop.batch(1))
+        wrong = [found for found in products.dtypes if found is dtype]
         assert wrong
-        assert (len(wrong) == len(found)) is all_of_them
+        assert (len(wrong) == len(products.dtypes)) is all_of_them
+        assert calls.met_autocast is under
 
     return proof
 
@@ -145,6 +155,9 @@ def is_not_fused(loop: Loop) -> None:
     """The graph of the faulty block has no fused node, that of a plain call has."""
     attention = loop.model.blocks[0].attention
     q, k, v = attention.split(torch.randn(2, 9, WIDTH))
+    with Calls() as calls:
+        attention.attend(q, k, v, None)
+    assert F.scaled_dot_product_attention in calls.seen
     assert not any("Flash" in name for name in _list_nodes(attention.attend(q, k, v, None)))
     plain = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     assert any("Flash" in name for name in _list_nodes(plain))
@@ -184,7 +197,7 @@ ENTRIES = (
         story="Half the speed for no reason (a kind of question in forums): a table made in numpy "
         "is fp64, and so is all that comes after.",
         build=lambda: parts.recurrent(DoublePrecision()),
-        proof=some_in(torch.float64),
+        proof=some_in(torch.float64, under=False),
     ),
     Plant(
         name="careful-attention",
