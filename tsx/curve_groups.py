@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from registry.views import Series
 from tsx.chart import Curve
+from tsx.loss_names import TRAIN_LOSSES, VAL_LOSSES, find_first, split_key
 from tsx.text import format_value
 
 _SPLITS = ("train", "val", "ood")
@@ -22,6 +23,11 @@ class Group:
     members: tuple[tuple[str, str], ...]
 
 
+_AUX = Group("aux", (("train", "train/aux"), ("val", "val/aux")))
+_MFU = Group("mfu %", (("train", "train/mfu"),))
+_SPEED = Group("tokens/s", (("train", "train/toks_per_sec"),))
+
+
 def group_keys(keys: Iterable[str]) -> list[Group]:
     """Return groups for all keys: one per quantity over its splits, one per router measure.
 
@@ -33,6 +39,32 @@ def group_keys(keys: Iterable[str]) -> list[Group]:
         found.setdefault(title, []).append((name, key))
     groups = [Group(title, tuple(sorted(found[title], key=_member_rank))) for title in found]
     return sorted(groups, key=lambda group: _group_rank(group.title))
+
+
+def find_loss_group(keys: Collection[str]) -> Group:
+    """Return the losses of a run, whatever its program calls them; no members where it has none."""
+    found = (
+        ("train", find_first(TRAIN_LOSSES, keys)),
+        ("val", find_first(VAL_LOSSES, keys)),
+        ("ood", find_first(("ood/loss",), keys)),
+    )
+    return Group("loss", tuple((name, key) for name, key in found if key is not None))
+
+
+def list_overview_groups(keys: Collection[str]) -> list[Group]:
+    """Return the three groups that tell most of a run: loss, aux and speed.
+
+    Where a program records no aux and no speed, the groups that are read next stand in for them;
+    where it records no more, they are empty.
+    """
+    loss = find_loss_group(keys)
+    speed = _SPEED if "train/mfu" not in keys else _MFU
+    chosen = [Group(g.title, tuple(m for m in g.members if m[1] in keys)) for g in (_AUX, speed)]
+    used = {key for group in (loss, *chosen) for _, key in group.members}
+    if len(used) == len(loss.members):
+        others = group_keys(key for key in keys if key not in used)
+        chosen = [*others[:2], *chosen][:2]
+    return [Group(loss.title, loss.members[:2]), *chosen]
 
 
 def make_curves(group: Group, series: Mapping[str, Series]) -> list[Curve]:
@@ -49,9 +81,10 @@ def _classify(key: str) -> tuple[str, str]:
     router = re.fullmatch(r"router/layer(\d+)/(.+)", key)
     if router:
         return f"router {router[2].replace('_', ' ')}", f"layer {router[1]}"
-    split, _, quantity = key.partition("/")
-    if split not in _SPLITS or not quantity:
-        return key, quantity or split
+    split, quantity = split_key(key)
+    if not split:
+        family, _, rest = key.partition("/")
+        return key, rest or family
     horizon = re.fullmatch(r"(mse|mae)_(h\d+)", quantity)
     if horizon:
         return f"{split} {horizon[1]} by horizon", horizon[2]

@@ -7,7 +7,7 @@ Our trainer writes "train/loss" and "val/loss"; other programs write "loss", "va
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 TRAIN_LOSSES = ("train/loss", "train_loss", "training/loss", "training_loss", "loss")
@@ -40,6 +40,12 @@ def split_key(key: str) -> SplitKey:
 def find_first(names: Collection[str], known: Collection[str]) -> str | None:
     """Return the first of some names that is known, in the order of the names."""
     return next((name for name in names if name in known), None)
+
+
+def find_value(names: Collection[str], values: Mapping[str, float]) -> float | None:
+    """Return the value of the first of some names that has one, None where none has."""
+    name = find_first(names, values)
+    return None if name is None else values[name]
 
 
 def find_sign(quantity: str) -> int:

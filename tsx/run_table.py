@@ -8,6 +8,7 @@ from typing import NamedTuple
 from registry.views import RunRow
 from tsx.cli.output import MAX_CELL, clean
 from tsx.ink import STATUS_GLYPHS, Line, Piece, find_status_kind
+from tsx.loss_names import TRAIN_LOSSES, VAL_LOSSES, find_value
 from tsx.text import count_cells, format_age, format_step, format_value, pad
 
 
@@ -35,7 +36,7 @@ _COLUMNS = (
 _MIN_NAME = 12
 _OPTIONAL = ("project", "tags")  # columns that are left out where they would be empty
 
-KEYS = ("train/loss", "val/loss")  # metrics that a line shows
+KEYS = (*TRAIN_LOSSES, *VAL_LOSSES)  # metrics that a line shows
 
 
 def make_lines(runs: Sequence[RunRow], now: float, width: int | None) -> list[Line]:
@@ -73,8 +74,8 @@ def _make_cells(run: RunRow, now: float) -> dict[str, Piece]:
         "recipe": Piece(clean(run.recipe, limit=MAX_CELL), "text"),
         "status": Piece(f"{STATUS_GLYPHS[kind]} {clean(run.status)}", kind),
         "step": Piece(format_step(run.step, run.steps), "text"),
-        "loss": Piece(format_value(run.metrics.get(KEYS[0])), "text"),
-        "val loss": Piece(format_value(run.metrics.get(KEYS[1])), "text"),
+        "loss": Piece(format_value(find_value(TRAIN_LOSSES, run.metrics)), "text"),
+        "val loss": Piece(format_value(find_value(VAL_LOSSES, run.metrics)), "text"),
         "age": Piece(format_age(run.created, now), "muted"),
         "data": Piece(data, "muted"),
         "tags": Piece(clean(" ".join(run.tags), limit=MAX_CELL), "muted"),

@@ -4,7 +4,7 @@ import math
 from array import array
 
 from registry.views import Series
-from tsx.curve_groups import Group, group_keys, make_curves
+from tsx.curve_groups import Group, find_loss_group, group_keys, list_overview_groups, make_curves
 
 
 def titles(*keys):
@@ -48,3 +48,23 @@ def test_curves_are_named_with_their_last_value_and_empty_ones_left_out():
     }
     names = [curve.name for curve in make_curves(group_keys(held)[0], held)]
     assert names == ["train 1.500", "ood NaN"]
+
+
+def test_losses_of_other_programs_share_a_chart():
+    assert find_loss_group(["val_loss", "lr", "loss"]).members == (
+        ("train", "loss"),
+        ("val", "val_loss"),
+    )
+    assert find_loss_group(["lr"]).members == ()
+    assert titles("val_loss", "train_loss", "val/acc") == ["loss", "acc"]
+
+
+def test_the_overview_shows_aux_and_speed_or_what_is_there_in_their_place():
+    ours = ["train/loss", "val/loss", "ood/loss", "train/aux", "train/mfu", "train/toks_per_sec"]
+    assert [group.title for group in list_overview_groups(ours)] == ["loss", "aux", "mfu %"]
+    assert list_overview_groups(ours)[0].members == (("train", "train/loss"), ("val", "val/loss"))
+    theirs = list_overview_groups(["loss", "lr", "val/acc", "sys/x"])
+    assert [group.title for group in theirs] == ["loss", "lr", "acc"]
+    assert [len(group.members) for group in list_overview_groups(["loss"])] == [1, 0, 0]
+    shown = [key for group in theirs for _, key in group.members]
+    assert list_overview_groups(shown) == theirs  # of what was read for them

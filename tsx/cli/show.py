@@ -121,10 +121,10 @@ def _show_loss(detail: RunDetail, reader: Reader) -> None:
     """Draw the loss curves, where the run has any."""
     from tsx.chart import Frame
     from tsx.cli.charts import MAX_COLUMNS, show_curves
-    from tsx.curve_groups import Group, make_curves
+    from tsx.curve_groups import find_loss_group, make_curves
 
-    group = Group("loss", (("train", "train/loss"), ("val", "val/loss"), ("ood", "ood/loss")))
-    keys = [key for _, key in group.members if key in detail.metrics]
+    group = find_loss_group(detail.metrics)
+    keys = [key for _, key in group.members]
     if keys:
         from tsx.cli import output
 

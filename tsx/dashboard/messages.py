@@ -12,13 +12,11 @@ from dataclasses import dataclass, field
 from textual.message import Message
 
 from registry.views import RunDetail, RunRow, Series
+from tsx.loss_names import TRAIN_LOSSES, VAL_LOSSES
 
-LOSS_KEYS = ("train/loss", "val/loss")
-AUX_KEYS = ("train/aux", "val/aux")
-SPEED_KEYS = ("train/mfu", "train/toks_per_sec")
-OVERVIEW_KEYS = (*LOSS_KEYS, *AUX_KEYS, *SPEED_KEYS)
 PAGE_RUNS = 600  # runs listed at once: those in view, and a few screens up and down
-RUN_KEYS = (*LOSS_KEYS, *SPEED_KEYS, "train/step_time_ms")  # of every run that is listed
+SPEED_KEYS = ("train/mfu", "train/toks_per_sec", "train/step_time_ms")
+RUN_KEYS = (*TRAIN_LOSSES, *VAL_LOSSES, *SPEED_KEYS)  # read of every run that is listed
 
 
 @dataclass(frozen=True, slots=True)

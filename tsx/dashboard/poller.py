@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from registry.errors import UnknownRun
 from registry.views import RunDetail, RunRow, Series
-from tsx.curve_groups import group_keys
-from tsx.dashboard.messages import OVERVIEW_KEYS, PAGE_RUNS, RUN_KEYS, Focus, Snapshot
+from tsx.curve_groups import group_keys, list_overview_groups
+from tsx.dashboard.messages import PAGE_RUNS, RUN_KEYS, Focus, Snapshot
 
 if TYPE_CHECKING:
     from registry.queries import Cursor  # brings SQLAlchemy, which the first paint does without
@@ -181,7 +181,8 @@ class Poller:
         assert self._reader is not None
         keys = self._reader.list_keys(run_id)
         if not full:
-            return tuple(key for key in keys if key in OVERVIEW_KEYS)
+            groups = list_overview_groups(keys)
+            return tuple(key for group in groups for _, key in group.members)
         ordered = [key for group in group_keys(keys) for _, key in group.members]
         return tuple(ordered[:MAX_CURVES])
 

@@ -8,6 +8,7 @@ from registry.views import RunRow
 from tsx.cli.output import clean
 from tsx.dashboard.messages import Snapshot
 from tsx.ink import STATUS_GLYPHS, Line, Piece, find_status_kind
+from tsx.loss_names import TRAIN_LOSSES, VAL_LOSSES, find_value
 from tsx.text import format_age, format_step, format_value
 
 
@@ -55,8 +56,8 @@ def list_cells(run: RunRow, columns: tuple[Column, ...], now: float) -> list[Pie
         "recipe": Piece(clean(run.recipe), "muted"),
         "status": Piece(clean(run.status), kind),
         "step": Piece(format_step(run.step, run.steps), "text"),
-        "loss": Piece(format_value(run.metrics.get("train/loss")), "text"),
-        "val": Piece(format_value(run.metrics.get("val/loss")), "text"),
+        "loss": Piece(format_value(find_value(TRAIN_LOSSES, run.metrics)), "text"),
+        "val": Piece(format_value(find_value(VAL_LOSSES, run.metrics)), "text"),
         "mfu": Piece(format_value(mfu, 3) + ("%" if mfu is not None else ""), "text"),
         "age": Piece(format_age(run.created, now), "muted"),
     }

@@ -10,7 +10,7 @@ from textual.containers import Container
 from textual.screen import Screen
 
 from tsx.chart import Frame
-from tsx.curve_groups import Group, make_curves
+from tsx.curve_groups import list_overview_groups, make_curves
 from tsx.dashboard.messages import Focus, FocusMoved, Snapshot
 from tsx.dashboard.widgets.curve_chart import CurveChart
 from tsx.dashboard.widgets.lines import Lines
@@ -18,10 +18,6 @@ from tsx.dashboard.widgets.run_table import RunTable
 from tsx.dashboard.wording import list_empty_lines, make_keys, make_title
 from tsx.pages import list_head_lines
 
-LOSS = Group("loss", (("train", "train/loss"), ("val", "val/loss")))
-AUX = Group("aux", (("train", "train/aux"), ("val", "val/aux")))
-MFU = Group("mfu %", (("train", "train/mfu"),))
-SPEED = Group("tokens/s", (("train", "train/toks_per_sec"),))
 KEYS = (("↑↓", "select"), ("enter", "open"), ("?", "help"), ("q", "quit"))
 
 
@@ -90,7 +86,7 @@ class OverviewScreen(Screen[None]):
 
     def _show_curves(self, snapshot: Snapshot) -> None:
         """Hand the curves to the charts."""
-        has_mfu = bool(snapshot.curves.get("train/mfu"))
-        for name, group in (("loss", LOSS), ("aux", AUX), ("speed", MFU if has_mfu else SPEED)):
+        groups = list_overview_groups(snapshot.curves)
+        for name, group in zip(("loss", "aux", "speed"), groups, strict=True):
             curves = make_curves(group, snapshot.curves)
             self.query_one(f"#{name}", CurveChart).show(curves, Frame(title=group.title))
