@@ -59,7 +59,7 @@ class RunStarted(_Record, frozen=True, tag="run_started"):
     recipe: str = ""
     tags: tuple[str, ...] = ()
     note: str = ""
-    parent: str = ""  # id of the sweep this run belongs to, empty for a single run
+    parent: str = ""  # id of the sweep, or of the `tsx exec`, that this run belongs to
     seed: int = 0
     smoke: bool = False
     steps: int = 0  # planned optimizer steps

@@ -34,7 +34,8 @@ def _list_run_lines(report: Report) -> list[Line]:
     lines = []
     for index, (run, name) in enumerate(zip(report.runs, names, strict=True)):
         kind = find_status_kind(run.status)
-        facts = (run.recipe, run.device, run.precision, run.data_source, f"seed {run.seed}")
+        seed = f"seed {run.seed}" if run.recipe or run.seed else ""  # a program may have said none
+        facts = (run.recipe, run.device, run.precision, run.data_source, seed)
         lines.append(
             Line(
                 (

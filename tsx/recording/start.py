@@ -107,6 +107,7 @@ def begin(place: Path, labels: Labels, config: dict[str, Any], step: int, *, qui
         project=labels.project,
         tags=labels.tags,
         note=labels.note,
+        parent=os.environ.get("TSX_RUN", "")[:MAX_NAME],  # a program that tsx exec records too
         seed=seed if type(seed) is int and abs(seed) < 2**63 else 0,
         config=config,
         command=tuple(sys.orig_argv),

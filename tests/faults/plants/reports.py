@@ -196,6 +196,33 @@ def reads_all(loop: Loop) -> None:
     assert loop.batch.read == 4096 * len(loop.seen)
 
 
+class PaddedRoutes(nn.Module):
+    """Experts of equal room; what is left of it is filled with token 0, again and again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(WIDTH, 4)
+        self.experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, chosen = self.router(x).softmax(-1).max(-1)
+        self.routes, y = [], x
+        for index, expert in enumerate(self.experts):
+            rows = F.pad((chosen == index).nonzero()[:, 0], (0, len(x)))[: len(x)]
+            is_real = torch.arange(len(x)) < (chosen == index).sum()
+            share = (weight[rows] * is_real)[:, None]
+            y = y.index_add(0, rows, share * expert(x[rows]))  # fault: padding piles onto row 0
+            self.routes.append(rows)
+        return y
+
+
+def piles_up(loop: Loop) -> None:
+    """Three quarters of all routes are padding, and all of that is row 0."""
+    loop.model(loop.batch(1)[0])
+    routes = torch.cat(loop.model.middle.routes)
+    assert (routes == 0).float().mean() > 0.7
+
+
 ENTRIES = (
     report(
         name="schedule-per-micro-batch",
@@ -290,6 +317,20 @@ ENTRIES = (
         "and all outputs are kept.",
         build=lambda: parts.conv(kind=Collecting),
         proof=keeps_outputs,
+    ),
+    report(
+        name="routes-pile-up",
+        kind="throughput",
+        architecture="moe",
+        mechanism="duplicate-index",
+        module="middle",
+        marker="# fault: padding piles onto row 0",
+        severity="info",
+        story="An efficient mixture runs at half the speed (a kind of report about scatters with "
+        "equal indices, and the performance diary's): padded routes all go to row 0, and the "
+        "backward pass takes equal indices one by one.",
+        build=lambda: parts.mlp(PaddedRoutes()),
+        proof=piles_up,
     ),
     report(
         name="loader-rebuilt",

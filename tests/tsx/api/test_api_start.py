@@ -285,3 +285,9 @@ def test_a_spawned_process_that_imports_the_script_again_records_nothing(run_pro
     assert done.returncode == 0, done.stderr
     assert done.stdout == "child False\n"
     assert [run.name for run in list_runs()] == ["parent"]
+
+
+def test_a_run_inside_tsx_exec_names_it(monkeypatch, read):
+    monkeypatch.setenv("TSX_RUN", "abcd1234")
+    tsx.init(name="inner").finish()
+    assert read().run.parent == "abcd1234"
