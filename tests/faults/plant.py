@@ -140,9 +140,10 @@ class Plant:
         severity: of that finding: info, warning or error.
         architecture: embedded (tsx's own model), conv, recurrent, attention, mlp, moe, vae.
         module: name in `model.named_modules()` of the guilty module: the innermost one whose
-            forward runs the guilty line. "" is the root, or no module at all.
+            forward runs the guilty line; of several alike the first. "" is the root, or none.
         marker: the comment at the end of the guilty line, "" where no line is guilty.
         mechanism: slug of the true cause.
+        also: mechanisms that are right answers too: a nearer cause of the same fault.
         story: what a user sees and what it truly is.
         build: makes the loop, from torch's seed 0.
         proof: takes the loop after its steps and asserts that the fault is there.
@@ -165,6 +166,7 @@ class Plant:
     story: str
     build: Callable[[], Loop]
     proof: Callable[[Any], None]
+    also: tuple[str, ...] = ()
     module: str = ""
     marker: str = ""
     severity: str = "warning"

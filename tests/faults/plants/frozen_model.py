@@ -264,6 +264,7 @@ ENTRIES = (
         name="expert-without-tokens",
         architecture="moe",
         mechanism="no-tokens",
+        also=("zero-gradient",),
         module="middle.experts.3",
         story="Expert 3 gets no token, so it has a gradient of zero; the fault is the router's.",
         build=build_no_tokens,

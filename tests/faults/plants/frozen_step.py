@@ -59,7 +59,7 @@ def build_zero_group() -> Loop:
     """Layer-wise decay of the rate, in whole numbers."""
     model = parts.Transformer()
     depth = {id(p): 2 - i for i, block in enumerate(model.blocks) for p in block.parameters()}
-    depth |= {id(model.embed.weight): 3, id(model.position): 3}
+    depth[id(model.embed.weight)] = 3
     groups = [
         {"params": [p], "lr": 1e-2 * (1 // 2 ** depth.get(id(p), 0))}  # fault: whole division
         for p in model.parameters()
@@ -69,9 +69,7 @@ def build_zero_group() -> Loop:
 
 
 def zero_group(loop: Loop) -> None:
-    still = [
-        n for n, _ in loop.model.named_parameters() if n.startswith(("blocks", "embed", "pos"))
-    ]
+    still = [n for n, _ in loop.model.named_parameters() if n.startswith(("blocks", "embed"))]
     stands_still(*still)(loop)
 
 
@@ -219,6 +217,7 @@ ENTRIES = (
         name="parametrized-later",
         architecture="recurrent",
         mechanism="stale-tensor",
+        also=("not-in-optimizer",),
         module="middle.parametrizations.weight",
         marker="# fault: new tensors, old optimizer",
         story="A weight norm is put on a layer after the optimizer was built: the optimizer steps "
@@ -232,9 +231,9 @@ ENTRIES = (
         name="whole-division",
         architecture="attention",
         mechanism="lr-zero",
-        module="blocks",
+        module="embed",
         marker="# fault: whole division",
-        story="Layer-wise decay of the rate is computed with //: every layer but the head has "
+        story="Layer-wise decay of the rate is computed with //: every layer but the last has "
         "rate 0.",
         build=build_zero_group,
         proof=zero_group,
@@ -254,6 +253,7 @@ ENTRIES = (
         name="clip-tiny",
         architecture="recurrent",
         mechanism="clipped-to-nothing",
+        also=("update-underflow",),
         story="Gradients are clipped to a norm of 1e-9: each update is under half an ulp.",
         build=build_tiny_clip,
         proof=all_still,
@@ -262,7 +262,7 @@ ENTRIES = (
         name="bf16-norms",
         architecture="attention",
         mechanism="update-underflow",
-        module="norm",
+        module="blocks.0.first_norm",
         blind=True,
         causal=True,
         story="Weights near 1 do not move in pure bf16 (a kind of report against optimizers, as "
@@ -317,6 +317,7 @@ ENTRIES = (
         name="zeroed-before-step",
         architecture="mlp",
         mechanism="no-gradient",
+        also=("zero-gradient",),
         marker="# fault: before the step",
         story="zero_grad stands between backward and step: the optimizer sees no gradient at all.",
         build=lambda: parts.mlp(kind=ZeroedTooEarly),

@@ -238,6 +238,7 @@ ENTRIES = (
         name="two-masks-added",
         architecture="attention",
         mechanism="masks-added-twice",
+        also=("fully-masked-row",),
         module="blocks.0.attention",
         marker="# fault: two masks added",
         story="Causal and padding mask are added, each with the lowest finite number. Their sum "

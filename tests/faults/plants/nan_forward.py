@@ -320,6 +320,7 @@ ENTRIES = (
         name="last-batch-of-one",
         architecture="mlp",
         mechanism="empty-reduction",
+        also=("division-by-zero",),
         module="middle",
         marker="# fault: one sample",
         blind=True,

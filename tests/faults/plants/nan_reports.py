@@ -142,6 +142,7 @@ ENTRIES = (
         name="unbounded-temperature",
         architecture="attention",
         mechanism="overflow-fp32",
+        also=("exploding-weights",),
         marker="# fault: an unbounded temperature",
         story="Contrastive training ends in NaN late (a kind of report against pairs of pictures "
         "and texts): the logarithm of the temperature learns and is not bounded.",
@@ -151,6 +152,7 @@ ENTRIES = (
         name="half-eps",
         architecture="recurrent",
         mechanism="eps-underflow",
+        also=("division-by-zero",),
         module="norm",
         marker="# fault: eps underflows in fp16",
         story="A model is fine in fp32 and NaN in fp16 on silence (a kind of report against layer "
