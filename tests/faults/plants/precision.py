@@ -135,7 +135,7 @@ class Dropped(Attention):
     """The fused call with dropout, which this device fuses only without."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keep_BT: Tensor | None) -> Tensor:
-        asked = {"dropout_p": 0.1, "is_causal": True}
+        asked = {"dropout_p": 0.1 if self.training else 0.0, "is_causal": True}
         return F.scaled_dot_product_attention(q, k, v, **asked)  # fault: dropout in the call
 
 

@@ -178,7 +178,7 @@ class Pairs(nn.Module):
 
     def forward(self, x_BT: Tensor) -> Tensor:
         size = x_BT.shape[-1]
-        table = x_BT.new_empty(len(x_BT), size, size)  # fault: all pairs at once
+        table = x_BT.new_zeros(len(x_BT), size, size)  # fault: all pairs at once
         return self.head(table.sum(-1).mean(-1, keepdim=True))
 
 
