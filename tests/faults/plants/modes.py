@@ -307,8 +307,8 @@ ENTRIES = (
         module="head",
         marker="# fault: each name gets a tensor of its own",
         blind=True,
-        story="Head and embedding drift apart after a resume (a kind of report against language "
-        "models, as huggingface/transformers 43207): loading by assignment unties them.",
+        story="Head and embedding drift apart after a resume (a kind of report about loading "
+        "tied models, as google/torchax 68): loading by assignment unties them.",
         build=build_untied_by_load,
         proof=apart("embed.weight", "head.weight"),
     ),

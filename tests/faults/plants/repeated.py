@@ -167,8 +167,8 @@ ENTRIES = (
         architecture="recurrent",
         mechanism="stream-not-sharded",
         blind=True,
-        story="An epoch of a stream is twice as long as its data (a kind of report about streams "
-        "with workers, as pytorch/pytorch 41329): each worker reads all of it.",
+        story="An epoch of a stream is twice as long as its data (a kind of question about "
+        "streams with workers): each worker reads all of it.",
         build=lambda: parts.recurrent(batch=serve_undivided),
         proof=each_comes_twice,
     ),

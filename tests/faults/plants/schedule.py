@@ -291,8 +291,8 @@ ENTRIES = (
         mechanism="scheduler-per-epoch",
         marker="# fault: once an epoch",
         blind=True,
-        story="The rate stays at nearly 0 (a kind of report against schedules, as "
-        "salesforce/LAVIS 72): a warm-up in steps is stepped once an epoch.",
+        story="The rate stays at nearly 0 (a kind of question about schedules, as "
+        "y0ast/Glow-PyTorch 3): a warm-up in steps is stepped once an epoch.",
         build=build_per_epoch,
         proof=hardly_warm,
     ),
