@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MAX_LEAVES = 100_000  # values of one call; a dict that refers to itself has no end
 MAX_DEPTH = 20
 MAX_BINS = 1024
+_NOT_REAL = frozenset("cmM")  # numpy's complex numbers, durations and dates
 
 
 class Refused(Exception):
@@ -147,6 +148,10 @@ def _read_scalar(value: Any) -> float | Tensor:
             raise Refused(f"is a {value.dtype} tensor on {value.device}, not a number")
         if is_late(value):
             return value  # type: ignore[no-any-return]
+    if type(value).__name__ == "MaskedConstant":
+        raise Refused("is a masked value, not a number")  # its item() is 0
+    if getattr(getattr(value, "dtype", None), "kind", "") in _NOT_REAL:
+        raise Refused(f"is {_name(value)}, not a number")
     number = value.item() if hasattr(value, "item") else value
     if isinstance(number, complex | str | bytes) or not hasattr(number, "__float__"):
         raise Refused(f"is {_name(value)} that holds {_name(number)}, not a number")
