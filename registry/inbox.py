@@ -26,7 +26,9 @@ _MAX_DEPTH = 16
 _MAX_KEY_CHARS = 500
 _MAX_TIME_S = 1e11  # the year 5138; more is a time in milliseconds
 
-_SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_SPECIAL = {"nan": math.nan}
+_SPECIAL |= dict.fromkeys(("inf", "infinity"), math.inf)
+_SPECIAL |= dict.fromkeys(("-inf", "-infinity"), -math.inf)
 # How C, awk, Julia and bc print what JSON spells otherwise: nan, -inf, .5
 _PRINTED = re.compile(r"(?<=[:,\[\s])(-?)(nan|inf(?:inity)?)(?=\s*[,}\]])", re.IGNORECASE)
 _BARE_FRACTION = re.compile(r"(?<=[:,\[\s])(-?)\.(?=\d)")
@@ -64,7 +66,7 @@ def decode_inbox_line(
         return []
     raw = _parse(line)
     kind = raw.get("type", "metrics")
-    when = _get_time(raw, now)
+    when = _read_time(raw, now, left_out)
     if kind == "metrics":
         inner = raw.get("values") if "type" in raw else None
         values = _flatten(inner if isinstance(inner, dict) else raw, left_out)
@@ -111,7 +113,7 @@ def _flatten(raw: dict[str, Any], left_out: Callable[[str], None] | None) -> dic
     """Return the numbers below `raw` by path, parts joined with "/"; the last of equal keys wins.
 
     Raises:
-        LineError: too many, nested too deep, or a key that is empty or too long.
+        LineError: too many, or nested too deep.
     """
     values: dict[str, float] = {}
     waiting = [("", raw, 1)]
@@ -124,8 +126,10 @@ def _flatten(raw: dict[str, Any], left_out: Callable[[str], None] | None) -> dic
                 continue
             key = prefix + name
             if not name or len(key) > _MAX_KEY_CHARS:
-                raise LineError(f"a key of {len(key)} characters; 1 to {_MAX_KEY_CHARS} can be")
-            if isinstance(value, dict):
+                if left_out is not None:
+                    what = f"a key of {len(key)} characters; 1 to {_MAX_KEY_CHARS} can be"
+                    left_out(f"{what}: left out")
+            elif isinstance(value, dict):
                 waiting.append((f"{key}/", value, depth + 1))
             elif (number := _find_number(value)) is not None:
                 values[key] = number
@@ -147,7 +151,7 @@ def _find_number(value: object) -> float | None:
             return math.inf if value > 0 else -math.inf
     if value is None:
         return math.nan
-    return _SPECIAL.get(value) if isinstance(value, str) else None
+    return _SPECIAL.get(value.lower()) if isinstance(value, str) else None
 
 
 def _get_step(raw: dict[str, Any], default: int) -> int:
@@ -162,14 +166,18 @@ def _get_step(raw: dict[str, Any], default: int) -> int:
     return step
 
 
-def _get_time(raw: dict[str, Any], default: float) -> float:
-    """Return the time of a line; LineError where it is none."""
+def _read_time(
+    raw: dict[str, Any], default: float, left_out: Callable[[str], None] | None
+) -> float:
+    """Return the time of a line; the default where it says none, or one that is wrong."""
     when = raw.get("time")
     if when is None:
         return default
-    if isinstance(when, bool) or not isinstance(when, int | float) or not 0 <= when < _MAX_TIME_S:
-        raise LineError(f"time {_show(when)} is no number of seconds since 1970")
-    return float(when)
+    if not isinstance(when, bool) and isinstance(when, int | float) and 0 <= when < _MAX_TIME_S:
+        return float(when)
+    if left_out is not None:
+        left_out(f"time {_show(when)} is no number of seconds since 1970: left out")
+    return default
 
 
 def _make_record(kind: str, raw: dict[str, Any], facts: dict[str, Any]) -> Event:

@@ -55,7 +55,7 @@ class TestOneLine:
             time=12.5, step=3, values={"loss": 1.0}, inbox_end=77
         )
 
-    @pytest.mark.parametrize("text", ['"NaN"', "NaN", "nan", "-nan", "null"])
+    @pytest.mark.parametrize("text", ['"NaN"', '"nan"', "NaN", "nan", "-nan", "null"])
     def test_nan_in_every_spelling(self, text: str) -> None:
         assert math.isnan(get_values(f'{{"a": {text}}}')["a"])
 
@@ -63,6 +63,8 @@ class TestOneLine:
         ("text", "value"),
         [
             ('"Infinity"', math.inf),
+            ('"inf"', math.inf),
+            ('"-inf"', -math.inf),
             ("-Infinity", -math.inf),
             ("inf", math.inf),
             ("-inf", -math.inf),
@@ -85,6 +87,25 @@ class TestOneLine:
             "'phase' is 'warm\\x1b', no number: left out",
             "'c' is [1], no number: left out",
         ]
+
+    @pytest.mark.parametrize(
+        ("wrong", "reason"),
+        [
+            ('"time": 1763650000000', "time 1763650000000 is no number of seconds"),
+            ('"time": NaN', "time nan is no number of seconds"),
+            ('"time": "2026-11-20T17:00:00Z"', "time '2026-11-20T17:00:00Z' is no number"),
+            ('"": 1', "a key of 0 characters; 1 to 500 can be"),
+            ('"' + "k" * 501 + '": 1', "a key of 501 characters; 1 to 500 can be"),
+            ('"' + "k" * 501 + '": {"a": 1}', "a key of 501 characters; 1 to 500 can be"),
+        ],
+    )
+    def test_a_wrong_time_or_key_costs_no_other_value(self, wrong: str, reason: str) -> None:
+        told: list[str] = []
+        event = read(f'{{{wrong}, "step": 3, "loss": 1}}', left_out=told.append)
+        assert event == Metrics(time=NOW, step=3, values={"loss": 1.0}, inbox_end=77)
+        (why,) = told
+        assert why.startswith(reason)
+        assert why.endswith(": left out")
 
     def test_a_hostile_key_stays_a_key(self) -> None:
         assert get_values('{"a\\u001b[2J\\u0000": 1}') == {"a\x1b[2J\x00": 1.0}
@@ -135,10 +156,6 @@ class TestOneLine:
             ('{"step": "3", "a": 1}', "step '3'"),
             ('{"step": 9223372036854775808, "a": 1}', "step 9223372036854775808"),
             ('{"step": NaN, "a": 1}', "step nan"),
-            ('{"time": 1763650000000, "a": 1}', "time 1763650000000"),
-            ('{"time": NaN, "a": 1}', "time nan"),
-            ('{"": 1}', "a key of 0 characters"),
-            ('{"' + "k" * 501 + '": 1}', "a key of 501 characters"),
             ("{" + ", ".join(f'"{n}": 1' for n in range(10_001)) + "}", "more than 10,000 values"),
             ('{"type": "run_ended", "status": "completed"}', "type 'run_ended'"),
             ('{"type": ["metrics"]}', "type \\['metrics'\\]"),
