@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -41,6 +41,7 @@ _PERIOD_S = 1.0  # between two folds; what a reader may be behind a live run
 _BACK_OFF_S = 2.0  # between two tries while the database is out of reach
 _SHORTEST_S = 0.05  # between two folds, however much there is to show
 _STATEMENT_S = 2.0  # one wait for a lock in the thread; it tries again, so close() stays bounded
+_FORK_S = 5.0  # how long a fork waits for the thread; more than one statement waits for a lock
 
 
 def ingest(engine: Engine, folder: Path) -> None:
@@ -212,8 +213,7 @@ class Recorder:
         if end == self._folded:
             return True
         try:
-            engine = self._get_engine()
-            while fold_batch(engine, self._folder):
+            while self._fold_batch():
                 if time.monotonic() >= deadline:
                     return False
         except Exception as error:  # nothing the database does may stop the training
@@ -226,6 +226,11 @@ class Recorder:
         self.store_error = self._journal.file.fault or None
         self._folded = end
         return True
+
+    def _fold_batch(self) -> bool:
+        """Fold one batch; return whether there is more. Nobody forks meanwhile."""
+        with _fork_gate.closed():
+            return fold_batch(self._get_engine(), self._folder)
 
     def _find_end(self) -> int:
         """Return the journal's size, -1 where it is no more."""
@@ -247,8 +252,47 @@ class Recorder:
         """Let go of the engine; the next fold opens another."""
         engine, self._engine = self._engine, None
         if engine is not None:
-            engine.dispose()
+            with _fork_gate.closed():
+                engine.dispose()
 
+
+class _ForkGate:
+    """Holds a fork back while the thread is inside the database.
+
+    A child has none of its parent's threads, but the locks that they held, SQLite's own too: the
+    first use of a database there would wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._forking = threading.local()
+
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[None]:
+        """Let nobody fork, apart from who has waited long enough."""
+        with self._lock:
+            yield
+
+    def before(self) -> None:
+        """Wait until the thread is out of the database."""
+        self._forking.is_held = self._lock.acquire(timeout=_FORK_S)
+
+    def after_in_parent(self) -> None:
+        """Let the thread go on."""
+        if self._forking.is_held:
+            self._lock.release()
+
+    def after_in_child(self) -> None:
+        """Begin anew: no thread is left that could let go."""
+        self._lock = threading.RLock()
+
+
+_fork_gate = _ForkGate()
+os.register_at_fork(
+    before=_fork_gate.before,
+    after_in_parent=_fork_gate.after_in_parent,
+    after_in_child=_fork_gate.after_in_child,
+)
 
 _recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
 

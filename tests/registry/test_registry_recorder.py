@@ -212,3 +212,22 @@ def test_an_event_that_is_no_event_is_lost_not_raised(recorder):
 def test_a_registry_that_cannot_be_used_is_an_error_at_once(folder, bad):
     with pytest.raises(StoreError):
         Recorder(folder, bad)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_nobody_forks_while_the_thread_is_inside_the_database(recorder, monkeypatch):
+    inside, left = threading.Event(), threading.Event()
+
+    def fold_slowly(engine, folder):
+        inside.set()
+        left.wait(0.5)  # nobody sets it: a fork has time to come too early
+        left.set()
+        return False
+
+    monkeypatch.setattr(store_module, "fold_batch", fold_slowly)
+    recorder.emit(STARTED)
+    assert inside.wait(30)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if left.is_set() else 1)
+    assert os.waitpid(child, 0)[1] == 0
