@@ -21,7 +21,7 @@ from tsx.errors import RunClosed, TsxError
 from tsx.launch.plan import new_run_id
 from tsx.recording.plain_config import to_plain_config
 from tsx.recording.run import Run, RunFacts
-from tsx.recording.start import begin, go_on, read_labels, read_step
+from tsx.recording.start import begin, go_on, read_labels, read_reference, read_step
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,17 +76,17 @@ def init(
     with _advice():
         labels = read_labels(project, name, tags, note)
         plain, cut = to_plain_config(config)
-        first = read_step(step)
+        first, reference = read_step(step), read_reference(resume)
         _finish_current()
         if _is_imported_by_spawn():
             facts = RunFacts(new_run_id(), labels.name, labels.project, plain, place)
             _current = Run(facts, _Nowhere(), None, step=first or 0, quiet=True)
             return _current
-        if resume:
-            _current = go_on(place, resume, labels, plain, first, quiet=quiet)
+        if reference:
+            _current = go_on(place, reference, labels, plain, first, quiet=quiet)
         else:
             _current = begin(place, labels, plain, first or 0, quiet=quiet)
-    what = f"goes on from step {_current.step}" if resume else "is recorded"
+    what = f"goes on from step {_current.step}" if reference else "is recorded"
     _current.tell(f"{_current.name!r} {what}: tsx show {_current.id}")
     if cut:
         _tell_cut(_current, cut)

@@ -1,10 +1,10 @@
 """How a program ends, for a run that nobody finished by hand.
 
-Notices an exception that nobody caught (through `sys.excepthook`), `sys.exit` (through a wrapper,
-because nothing else knows the status in time), the end of the program (`atexit`), and SIGTERM and
-SIGHUP where their handler is the default. Everything that was there before is called, and put
-back. A forked child has none of it: its run removes the hooks, and a child that gets SIGTERM while
-it waits must not wait for Python to notice.
+Notices an exception that nobody caught (through `sys.excepthook`), `sys.exit`, `exit` and `quit`
+(through wrappers, because nothing else knows the status in time), the end of the program
+(`atexit`), and SIGTERM and SIGHUP where their handler is the default. Everything that was there
+before is called, and put back. A forked child has none of it: its run removes the hooks, and a
+child that gets SIGTERM while it waits must not wait for Python to notice.
 
 Does not cover: `raise SystemExit(3)` outside a `with` block (looks like a normal end), `os._exit`
 and SIGKILL (the run shows as killed).
@@ -13,6 +13,7 @@ and SIGKILL (the run shows as killed).
 from __future__ import annotations
 
 import atexit
+import builtins
 import contextlib
 import os
 import signal
@@ -27,6 +28,7 @@ from tsx.errors import Exit
 from tsx.launch.exit_reason import Ending, describe_error
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+QUITTERS = ("exit", "quit")  # of the interpreter; there are none with `python -S`
 
 
 def explain_exception(error: BaseException) -> Ending:
@@ -74,6 +76,13 @@ class ProgramEnd:
         self._handler = self._on_signal
         self._old_hook, sys.excepthook = sys.excepthook, self._hook
         self._old_exit, sys.exit = sys.exit, self._exit
+        self._quitters = {
+            name: _Quitter(getattr(builtins, name), self._note_exit)
+            for name in QUITTERS
+            if hasattr(builtins, name)
+        }
+        for name, quitter in self._quitters.items():
+            setattr(builtins, name, quitter)
         self._signals: list[signal.Signals] = []
         if threading.current_thread() is threading.main_thread():
             self._signals = [n for n in SIGNALS if signal.getsignal(n) is signal.SIG_DFL]
@@ -90,6 +99,9 @@ class ProgramEnd:
             sys.excepthook = self._old_hook
         if sys.exit is self._exit:
             sys.exit = self._old_exit
+        for name, quitter in self._quitters.items():
+            if getattr(builtins, name, None) is quitter:
+                setattr(builtins, name, quitter.old)
         self._restore_signals()
 
     def _on_exit(self) -> None:
@@ -106,10 +118,13 @@ class ProgramEnd:
         self._old_hook(kind, error, trace)
 
     def _on_sys_exit(self, code: Any = None, /) -> NoReturn:
+        self._note_exit(code)
+        self._old_exit(code)
+
+    def _note_exit(self, code: Any) -> None:
         if self._installed and threading.current_thread() is threading.main_thread():
             with contextlib.suppress(Exception):
                 self._last, self._last_mark = explain_exit_code(code), self._mark()
-        self._old_exit(code)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         """Finish the run, then die of the signal as if nobody had looked."""
@@ -124,6 +139,21 @@ class ProgramEnd:
             for number in self._signals:
                 if signal.getsignal(number) is self._handler:
                     signal.signal(number, signal.SIG_DFL)
+
+
+class _Quitter:
+    """The interpreter's `exit` or `quit`, which notes its status first."""
+
+    def __init__(self, old: Callable[..., Any], note: Callable[[Any], None]) -> None:
+        self.old = old
+        self._note = note
+
+    def __repr__(self) -> str:
+        return repr(self.old)
+
+    def __call__(self, code: Any = None) -> None:
+        self._note(code)
+        self.old(code)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

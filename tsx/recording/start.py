@@ -45,7 +45,7 @@ class Labels(NamedTuple):
 
 
 def read_labels(project: object, name: object, tags: object, note: object) -> Labels:
-    """Return the labels of `tsx.init` as text of a bounded length.
+    """Return the labels of `tsx.init` as text of a bounded length, all but the note in one line.
 
     Raises:
         ConfigError: tags that are no list of words.
@@ -58,9 +58,23 @@ def read_labels(project: object, name: object, tags: object, note: object) -> La
             f"tags={clean(repr(tags), limit=60)} are no words",
             next_command='tsx.init(tags=["baseline"])',
         )
-    words = [str(tag)[:MAX_NAME] for tag in given if str(tag).strip()][:MAX_TAGS]
-    text = ["" if value is None else str(value) for value in (project, name, note)]
-    return Labels(text[0][:MAX_NAME], text[1][:MAX_NAME], tuple(words), text[2][:MAX_NOTE])
+    words = [line for tag in given if (line := _to_line(tag))][:MAX_TAGS]
+    text = "" if note is None else str(note)
+    return Labels(_to_line(project), _to_line(name), tuple(words), text[:MAX_NOTE])
+
+
+def read_reference(resume: object) -> str:
+    """Return the `resume` of `tsx.init`, "" for a new run.
+
+    Raises:
+        ConfigError: no text.
+    """
+    if resume is None or isinstance(resume, str):
+        return resume or ""
+    raise ConfigError(
+        f"resume={clean(repr(resume), limit=60)} names no run",
+        next_command='tsx.init(resume="@last"), or an id or name out of: tsx runs',
+    )
 
 
 def read_step(step: object) -> int | None:
@@ -216,6 +230,11 @@ def _lock(detail: RunDetail, folder: Path) -> RunLock:
             f"{called} is still going, in process {pid} on {clean(run.host, limit=60)}",
             next_command="wait until it ends or stop it, or begin a run of its own: no resume=",
         ) from None
+
+
+def _to_line(value: object) -> str:
+    """Return a label as one line of a bounded length."""
+    return "" if value is None else " ".join(str(value)[: 10 * MAX_NAME].split())[:MAX_NAME]
 
 
 def _find_script_name() -> str:

@@ -28,6 +28,8 @@ run.log({"x": 1.0})
         ("sys.exit(0)", 0, "completed", "", 0),
         ("sys.exit(3)", 3, "failed", "sys.exit(3)", 3),
         ("sys.exit('no data')", 1, "failed", "no data", 1),
+        ("exit(3)", 3, "failed", "sys.exit(3)", 3),
+        ("quit()", 0, "completed", "", 0),
         ("raise ValueError('a\\nb')", 1, "failed", "ValueError: a b (train.py:6)", 1),
         ("raise MemoryError", 1, "oom", "MemoryError (train.py:6)", 1),
         ("raise KeyboardInterrupt", -2, "interrupted", "SIGINT", 130),
@@ -226,7 +228,8 @@ def test_a_terminated_program_keeps_every_point(start, read, read_curve):
 def test_a_home_that_vanishes_stops_nothing_and_is_told(tmp_path, capsys):
     run = tsx.init(name="vanish", home=tmp_path / "home")
     run.log({"x": 1.0})
-    shutil.rmtree(tmp_path / "home")
+    while (tmp_path / "home").exists():  # the registry is written meanwhile
+        shutil.rmtree(tmp_path / "home", ignore_errors=True)
     for _ in range(3):
         run.log({"x": 2.0})
     run.finish()

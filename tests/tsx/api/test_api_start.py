@@ -116,6 +116,14 @@ def test_labels_are_text_of_a_bounded_length(read):
     assert (len(run.project), run.name, run.tags, len(run.note)) == (200, "7", ("one",), 10_000)
 
 
+def test_labels_are_one_line_and_a_blank_one_is_none_given(read, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/a/train.py"])
+    with tsx.init(project=" toy\n2 ", name=" \t", tags=["a\nb", " "], note="two\nlines"):
+        pass
+    run = read().run
+    assert (run.project, run.name, run.tags, run.note) == ("toy 2", "toy 2", ("a b",), "two\nlines")
+
+
 def test_a_config_that_is_cut_is_told(read, capsys):
     with tsx.init(config={"text": "x" * 50_000_000, "lr": 1}):
         pass
@@ -127,7 +135,16 @@ def test_a_config_that_is_cut_is_told(read, capsys):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"config": [1]}, {"tags": 3}, {"step": -1}, {"step": "last"}, {"step": 2**63}]
+    "wrong",
+    [
+        {"config": [1]},
+        {"tags": 3},
+        {"step": -1},
+        {"step": "last"},
+        {"step": 2**63},
+        {"resume": True},
+        {"resume": b"first"},
+    ],
 )
 def test_an_argument_that_does_not_hold_is_refused_and_leaves_nothing(wrong, list_runs):
     with pytest.raises(ConfigError) as caught:
