@@ -43,6 +43,7 @@ VERBS = (
     Verb("show", "Show everything the registry knows of one run.", "Read"),
     Verb("metrics", "Print one curve of a run.", "Read"),
     Verb("compare", "Compare runs: config, metrics and curves.", "Read"),
+    Verb("diagnose", "Show what was found to be wrong with a run, with its evidence.", "Read"),
     Verb("dashboard", "Watch and compare runs in the terminal.", "Read"),
     Verb("sql", "Ask the registry in SQL; nothing but reading is possible.", "Read"),
     Verb("tag", "Put tags on a run, or take them off.", "Keep"),

@@ -19,6 +19,7 @@ class Pace:
         every: steps from one look to the next, or None to go by the time.
         period_s: least seconds between looks that go by the time.
         is_ours: whether to look at all.
+        max_share: of the time that looks may take.
     """
 
     def __init__(
@@ -29,11 +30,13 @@ class Pace:
         period_s: float,
         *,
         is_ours: bool = True,
+        max_share: float = MAX_SHARE,
     ) -> None:
         self.optimizer = weakref.ref(optimizer)
         self.prefix = prefix
         self.is_urged = False
-        self._is_ours = is_ours
+        self.is_ours = is_ours
+        self._max_share = max_share
         self._every = every
         self._period_s = period_s
         self._steps = 0
@@ -43,7 +46,7 @@ class Pace:
     def is_due(self, now: float) -> bool:
         """Count one step and return whether to look at it."""
         self._steps += 1
-        if not self._is_ours:
+        if not self.is_ours:
             return False
         if self.is_urged:
             self.is_urged = False
@@ -55,5 +58,5 @@ class Pace:
     def note(self, spent_s: float, now: float) -> None:
         """Put the next look off until the last one's share of the time is small enough."""
         if self._has_looked:  # the first one pays for what torch loads, and tells nothing
-            self._due = now + max(spent_s / MAX_SHARE, self._period_s)
+            self._due = now + max(spent_s / self._max_share, self._period_s)
         self._has_looked = True

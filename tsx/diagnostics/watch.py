@@ -31,8 +31,10 @@ from torch.optim.optimizer import (
 )
 
 from registry.events import Event, Finding, Severity
+from tsx.diagnostics.grad_guard import GradGuard
 from tsx.diagnostics.nonfinite import MAX_NAMES, describe
 from tsx.diagnostics.pace import Pace
+from tsx.diagnostics.postmortem import Postmortem
 
 DEVICE_PERIOD_S = 1.0  # between looks on an accelerator
 SAMPLE = 4_000_000  # elements that are kept from before a step to after it
@@ -101,8 +103,9 @@ class GradNorm:
 
     name = "grad_norm"
 
-    def __init__(self, voice: Voice) -> None:
+    def __init__(self, voice: Voice, watch: Watch) -> None:
         self._voice = voice
+        self._watch = watch
         self._is_told = False
 
     def before(self, look: Look) -> Mapping[str, Tensor | float]:
@@ -126,13 +129,19 @@ class GradNorm:
     ) -> None:
         """Tell of gradients that are not finite, once until they are finite again."""
         bad = [name for name, norm in zip(names, norms, strict=True) if not math.isfinite(norm)]
-        if bad and not self._is_told:
+        if look is not None and bad:  # squares of large gradients overflow before they do
+            held = dict(zip(look.names, look.grads, strict=True))
+            bad = [name for name in bad if not held[name].isfinite().all()]
+        if bad and not (self._is_told or self._watch.is_explained):
             self._voice.emit(self._find(step, bad, len(names), look))
         self._is_told = bool(bad)
 
     def _find(self, step: int, bad: list[str], total: int, look: Look | None) -> Finding:
         """Return the finding; the gradients themselves are at hand on the host only."""
         if look is not None:
+            explained = self._watch.explain_gradients(step)
+            if explained is not None:
+                return explained
             finding = describe(
                 look.model,
                 loss=look.loss,
@@ -210,8 +219,13 @@ class Watch:
     ) -> None:
         self.model = unwrap(model)
         self.causal = causal
-        self.observers: list[Observer] = [GradNorm(voice), UpdateRatio(self.model)]
+        self.observers: list[Observer] = [
+            GradNorm(voice, self),
+            UpdateRatio(self.model),
+        ]
         self.loss: float | None = None  # of the step under way, where it was seen
+        self.postmortem: Postmortem | None = None
+        self.is_explained = False  # the step under way: its gradients need no finding of their own
         self._voice = voice
         self._numbers = numbers
         self._every = every
@@ -222,6 +236,7 @@ class Watch:
         self._only: list[object] = []
         self.add(optimizer)
         self._paces: dict[int, Pace] = {}  # by the optimizer's id
+        self._guard = GradGuard(clock)
         self._look: Look | None = None
         self._spent_s = 0.0  # on the look under way
         self._hooks = [
@@ -254,7 +269,8 @@ class Watch:
             if pace is None or pace.optimizer() is not optimizer:
                 pace = self._paces[id(optimizer)] = self._make_pace(optimizer)
             began = self._clock()
-            if not pace.is_due(began):
+            is_due = pace.is_due(began)
+            if not pace.is_ours or not (is_due or self._is_bad(optimizer)):
                 return
             with torch.no_grad():
                 self._look = self._begin(optimizer, pace)
@@ -264,7 +280,24 @@ class Watch:
         except Exception as error:
             self._give_up(error)
 
+    def _is_bad(self, optimizer: Optimizer) -> bool:
+        """Return whether a look is called for though none is due, and what it finds explained."""
+        return self.postmortem is not None and self._guard.sees_bad(optimizer)
+
+    def explain_gradients(self, step: int) -> Finding | None:
+        """Return where gradients that are not finite come from; None where nobody can tell."""
+        if self.postmortem is None:
+            return None
+        try:
+            return self.postmortem.explain_gradients(step=step, time=time.time())
+        except Exception as error:
+            self._warn("nan-origin", error)
+            return None
+
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.is_explained = False
+        if self.postmortem is not None:
+            self.postmortem.end_step()
         look = self._look
         if look is None or look.optimizer is not optimizer:
             return

@@ -23,6 +23,7 @@ from tsx.recording.values import Refused, read_number
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from tsx.diagnostics.postmortem import Postmortem
     from tsx.diagnostics.watch import Watch
 
 P = ParamSpec("P")
@@ -49,6 +50,7 @@ class Watching:
         self._watches: list[Watch] = []
         self._numbers = itertools.count(1)
         self._is_told = False
+        self._postmortem: Postmortem | None = None
         self.last_call: Call | None = None
 
     def watch(
@@ -56,6 +58,7 @@ class Watching:
     ) -> None:
         """See `Run.watch`; a model that is watched already gets one more optimizer."""
         try:
+            from tsx.diagnostics.postmortem import Postmortem
             from tsx.diagnostics.watch import Watch, unwrap
 
             if every is not None and (not isinstance(every, int) or every < 1):
@@ -73,6 +76,9 @@ class Watching:
                 every=every,
             )
             self._watches.append(watch)
+            if self._postmortem is None:
+                self._postmortem = Postmortem(watch.model, _find_loss)
+                watch.postmortem = self._postmortem
             self._lines.emit(describe_models([watch.model for watch in self._watches]))
         except Exception as error:
             self._fail("watch", error)
@@ -81,6 +87,7 @@ class Watching:
         """See `Run.compute`."""
         step = self._lines.step + 1
         self.last_call = Call(fn, args, kwargs, step)
+        self._remember(fn, args, kwargs)
         try:
             result = fn(*args, **kwargs)
         except BaseException as error:
@@ -92,6 +99,17 @@ class Watching:
         except Exception as error:
             self._fail("compute", error)
         return result
+
+    def _remember(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Keep what it takes to run a call again."""
+        if self._postmortem is not None:
+            try:
+                self._postmortem.begin_call(fn, args, kwargs)
+            except Exception as error:
+                self._postmortem = None
+                self._fail("nan-origin", error)
 
     def close(self) -> None:
         """Take all hooks away."""
@@ -109,12 +127,18 @@ class Watching:
         with contextlib.suppress(Refused):
             loss = read_number(_find_loss(result))
             if isinstance(loss, float):
-                self._judge(loss, step)
+                self._judge(loss, step, is_at_hand=True)
             else:
                 self._lines.read_late(loss.detach().clone(), lambda value: self._judge(value, step))
 
-    def _judge(self, loss: float, step: int) -> None:
-        """Tell of a loss that is not finite, once until it is finite again."""
+    def _judge(self, loss: float, step: int, *, is_at_hand: bool = False) -> None:
+        """Tell of a loss that is not finite, once until it is finite again.
+
+        Args:
+            loss: as it was returned.
+            step: whose loss it is.
+            is_at_hand: the model is still as it was for the call.
+        """
         is_bad = not math.isfinite(loss)
         for watch in self._watches:
             watch.loss = loss
@@ -122,20 +146,36 @@ class Watching:
                 watch.look_next()
         if is_bad and not self._is_told:
             name = "NaN" if math.isnan(loss) else f"{loss:+}".replace("inf", "infinite")
-            self._tell(f"step {step}: the loss is {name}")
-            self._lines.emit(
-                Finding(
-                    time=time.time(),
-                    kind="non-finite",
-                    severity=Severity.ERROR,
-                    step=step,
-                    phase="forward",
-                    cause="the loss that run.compute returned is not finite",
-                    evidence={"loss": loss},
-                    fix="lower the learning rate, or look at the batch of this step",
-                )
-            )
+            finding = self._explain(loss, step, is_at_hand=is_at_hand)
+            where = ", ".join(part for part in (finding.module, finding.where) if part)
+            why = finding.cause if finding.kind != "non-finite" else ""
+            self._tell(f"step {step}: the loss is {name}" + (f": {why} ({where})" if why else ""))
+            self._lines.emit(finding)
+            for watch in self._watches:
+                watch.is_explained = True
         self._is_told = is_bad
+
+    def _explain(self, loss: float, step: int, *, is_at_hand: bool) -> Finding:
+        """Return what is to be said of a loss that is not finite."""
+        if self._postmortem is not None and is_at_hand:
+            try:
+                found = self._postmortem.explain_loss(
+                    step=step, time=time.time(), evidence={"loss": loss}
+                )
+                if found is not None:
+                    return found
+            except Exception as error:
+                self._fail("nan-origin", error)
+        return Finding(
+            time=time.time(),
+            kind="non-finite",
+            severity=Severity.ERROR,
+            step=step,
+            phase="forward",
+            cause="the loss that run.compute returned is not finite",
+            evidence={"loss": loss},
+            fix="lower the learning rate, or look at the batch of this step",
+        )
 
     def _fail(self, name: str, error: Exception) -> None:
         """Tell of a detector that failed; training goes on without it."""

@@ -91,22 +91,41 @@ def count_labels(
     return np.array(counts, dtype=np.int64)
 
 
+def weigh(config: ModelConfig, batches: Sequence[Batch], device: torch.device) -> Tensor:
+    """Return the labels per horizon [O] of a whole step, at least 1: divisors of its loss."""
+    counts = count_labels([batch.target_mask_BC for batch in batches], config)
+    return torch.from_numpy(np.maximum(counts, 1)).to(device)
+
+
+def compute_loss(
+    model: Forecaster, data: DeviceBatch, precision: Precision, *, counts_O: Tensor, share: float
+) -> tuple[Tensor, Losses, Forecast]:
+    """Return what one micro-batch adds to the loss of its step, that in parts, and the forecast.
+
+    Args:
+        model: predicts.
+        data: the micro-batch.
+        precision: of the forward pass.
+        counts_O: labels of the whole step.
+        share: of the micro-batch in its step: aux is a mean over them, pred a sum.
+    """
+    config = model.config
+    forecast = run_forward(model, data, precision)
+    losses = forecast_loss(forecast, data.target_BC, data.target_mask_BC, config, counts_O)
+    return losses.pred + config.aux_loss_weight * share * losses.aux, losses, forecast
+
+
 def accumulate_gradients(
     model: Forecaster, batches: Sequence[Batch], precision: Precision, device: torch.device
 ) -> StepLoss:
     """Run forward and backward over the micro-batches of one step; gradients add up in `.grad`."""
-    config = model.config
-    counts = count_labels([batch.target_mask_BC for batch in batches], config)
-    counts_O = torch.from_numpy(np.maximum(counts, 1)).to(device)
-    share = 1.0 / len(batches)
+    counts_O, share = weigh(model.config, batches, device), 1.0 / len(batches)
     parts: list[Losses] = []
     routing: list[tuple[RouterStats, ...]] = []
     for batch in batches:
-        data = move_batch(batch, device)
-        forecast = run_forward(model, data, precision)
-        losses = forecast_loss(forecast, data.target_BC, data.target_mask_BC, config, counts_O)
-        # aux is a mean over the micro-batches, pred a sum: its divisor is the whole step's.
-        loss = losses.pred + config.aux_loss_weight * share * losses.aux
+        loss, losses, forecast = compute_loss(
+            model, move_batch(batch, device), precision, counts_O=counts_O, share=share
+        )
         torch.autograd.backward(loss)
         parts.append(losses)
         routing.append(tuple(_detach(stats) for stats in forecast.routing))

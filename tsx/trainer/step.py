@@ -6,6 +6,7 @@ The host waits for the device at most once a step, for loss and gradient norm to
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import msgspec
@@ -16,8 +17,18 @@ from registry.events import Finding, Severity
 from tsx.config import OnNonFinite
 from tsx.data.windows import Batch
 from tsx.diagnostics.nonfinite import describe, is_finite_step
+from tsx.diagnostics.origin import KIND, Origin, describe_origin, find_origin
+from tsx.diagnostics.replay import Rewinder
 from tsx.trainer import optim
-from tsx.trainer.objective import StepLoss, accumulate_gradients, read_router_metrics
+from tsx.trainer.objective import (
+    DeviceBatch,
+    StepLoss,
+    accumulate_gradients,
+    compute_loss,
+    move_batch,
+    read_router_metrics,
+    weigh,
+)
 from tsx.trainer.schedule import get_lr
 from tsx.trainer.session import Session
 from tsx.trainer.telemetry import Telemetry
@@ -147,15 +158,58 @@ def _inspect(
     if is_finite_step(loss, norm):
         return None
     halts = session.config.diagnostics.on_nonfinite is OnNonFinite.HALT
-    return describe(
+    severity = Severity.ERROR if halts else Severity.WARNING
+    described = describe(
         session.model,
         loss=loss,
         grad_norm=norm,
         inputs=[array for batch in batches for array in (batch.input_BC, batch.target_BC)],
         step=step,
         time=session.telemetry.now(),
-        severity=Severity.ERROR if halts else Severity.WARNING,
+        severity=severity,
     )
+    origin = None
+    if halts:  # where training goes on, the next one would cost as much again
+        origin = _find_origin(session, batches, is_gradient=math.isfinite(loss))
+    if origin is None:
+        return described
+    return describe_origin(
+        origin,
+        step=step,
+        time=described.time,
+        severity=severity,
+        evidence=described.evidence,
+    )
+
+
+def _find_origin(session: Session, batches: list[Batch], *, is_gradient: bool) -> Origin | None:
+    """Run a step again, micro-batch by micro-batch; return where its first bad value came from.
+
+    None where it does not show again, and where looking fails: the step is described all the same.
+    """
+    model, device = session.model, session.device
+    counts_O = weigh(model.config, batches, device)
+    rewinder = Rewinder(model)
+    try:
+        for batch in batches:
+            data = move_batch(batch, device)
+
+            def run_again(data: DeviceBatch = data) -> Tensor:
+                share = 1.0 / len(batches)
+                return compute_loss(model, data, session.precision, counts_O=counts_O, share=share)[
+                    0
+                ]
+
+            given = {"batch input": data.input_BC, "target": data.target_BC}
+            with rewinder.back_to(rewinder.take()):
+                found = find_origin(model, run_again, given, backward=is_gradient)
+            if found is not None:
+                return found
+    except Exception as error:
+        cause = f"the search for the origin failed: {type(error).__name__}: {error}"
+        fix = "the step is described without it"
+        session.telemetry.warn("detector-failed", cause, fix, {"detector": KIND})
+    return None
 
 
 def _count_work(session: Session, batches: list[Batch]) -> None:

@@ -200,7 +200,9 @@ def test_a_loss_that_is_not_finite_is_told_once_until_it_is_finite_again(run, li
     ]
 
 
-def test_a_bad_loss_makes_the_watch_look_at_the_very_step(run, make_model, list_findings):
+def test_a_bad_loss_is_one_finding_and_makes_the_watch_look_at_the_very_step(
+    run, make_model, list_findings
+):
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     run.watch(model, optimizer, every=1000)
@@ -208,10 +210,10 @@ def test_a_bad_loss_makes_the_watch_look_at_the_very_step(run, make_model, list_
     loss = run.compute(lambda: model(torch.full((2, 4), math.nan)).mean())
     loss.backward()
     optimizer.step()
-    forward, optimized = list_findings()
-    assert forward.phase == "forward"
-    assert optimized.step == 2
-    assert optimized.evidence["num_nonfinite_gradients"] > 0
+    run.log({})
+    (finding,) = list_findings()
+    assert (finding.kind, finding.step) == ("nan-origin", 2)
+    assert "watch/grad_norm" in run.sent[-1].values
 
 
 @pytest.mark.parametrize("result", [None, "text", [], {}, object(), torch.zeros(3)])
