@@ -40,17 +40,17 @@ def list_warnings(details: Sequence[RunDetail]) -> list[str]:
     keys = [set(detail.metrics) for detail in details]
     if all(keys) and not set.intersection(*keys):
         warnings.append("no metric in common: these runs recorded nothing under the same name")
+    data = _list_data_differences(details)
     silent = [
         detail.run.name or detail.run.id
         for detail in details
         if detail.metrics and not _name_data(detail)
     ]
-    if silent:
-        said = f"{', '.join(silent)} did not say what it is (config: data)"
-        warnings.append(f"not known to be the same data: {said}")
-    data = _list_data_differences(details)
     if data:
         warnings.append(f"not the same data: {'; '.join(data)}")
+    elif silent:
+        said = f"{', '.join(silent)} did not say what it is (config: data)"
+        warnings.append(f"not known to be the same data: {said}")
     else:
         warnings += _list_window_warnings(details)
     smoke = {detail.run.smoke for detail in details}
