@@ -154,7 +154,9 @@ def _check_runs(
                 continue
             curves = CurveCheck(connection, row, folder / JOURNAL_NAME, report)
             found = curves.list_journal_faults() if fast else curves.list_faults()
-            faults += [Fault(kind, run_id, message, REBUILD) for kind, message in found]
+            for kind, message in found:
+                is_cut = kind == "cut"  # the database has more than the journal
+                faults.append(Fault(kind, run_id, message, _BACKUP if is_cut else REBUILD))
             num_points += curves.num_points
         done += offset
     faults += _list_stray_folders(home, set(offsets))

@@ -56,9 +56,10 @@ class CurveCheck:
         with self._journal.open("rb") as file:
             size = file.seek(0, 2)
             if size < offset:
-                return [
-                    ("journal", f"{self._journal} has {size:,} bytes; {offset:,} were read from it")
-                ]
+                file.seek(0)
+                is_cut = sum(1 for _ in file) < self._row["journal_lines"]
+                message = f"{self._journal} has {size:,} bytes; {offset:,} were read from it"
+                return [("cut" if is_cut else "journal", message)]
             file.seek(max(offset - 1, 0))
             if offset and file.read(1) != b"\n":
                 return [("journal", f"{self._journal} has no line end at byte {offset:,}")]

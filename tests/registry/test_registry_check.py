@@ -187,10 +187,12 @@ def test_a_journal_that_was_changed_afterwards_is_found(folder, home, url):
     assert "1 points are different, first train/lr at step 1 (line 2)" in fault.message
 
 
-def test_a_journal_that_was_cut_is_found(folder, home, url):
+def test_a_journal_that_was_cut_asks_for_a_backup_first(folder, home, url):
     journal = folder / "events.jsonl"
     journal.write_bytes(journal.read_bytes()[:1000])
-    assert list_faults(home, url) == [("journal", RUN)]
+    (fault,) = check(home, url).faults
+    assert (fault.kind, fault.run) == ("cut", RUN)
+    assert fault.next_command == "tsx registry backup"
 
 
 def test_a_row_without_a_folder_asks_for_a_backup_first(folder, home, url):

@@ -90,7 +90,8 @@ def show_report(report: CheckReport, *, fast: bool) -> None:
     lost = [fault.run for fault in report.faults if fault.next_command == _BACKUP]
     commands = list(dict.fromkeys(fault.next_command for fault in report.faults))
     if lost and len(commands) > 1:
-        output.warn(f"a rebuild would lose {len(lost)} runs that have no journal: back up first")
+        output.warn(f"a rebuild would lose what {len(lost)} journals do not have: back up first")
         commands.sort(key=lambda command: command != _BACKUP)
-    output.talk(f"{len(report.faults)} faults in {report.num_runs:,} runs")
+    count = len(report.faults)
+    output.talk(f"{count:,} fault{'s' if count != 1 else ''} in {report.num_runs:,} runs")
     output.talk(f"next: {'; '.join(commands)}")
