@@ -54,7 +54,13 @@ class Postmortem:
     def begin_call(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        """Remember a call that is about to be made."""
+        """Remember a call that is about to be made, where its loss can be judged at once.
+
+        On an accelerator it is read later, and arguments that are held on to would take its memory.
+        """
+        first = next(self._model.parameters(), None)
+        if first is None or first.device.type != "cpu":
+            return
         self._calls.append(HeldCall(fn, args, kwargs, self._rewinder.take()))
 
     def end_step(self) -> None:

@@ -12,6 +12,7 @@ from registry.events import Finding, Severity
 from registry.sinks import ListSink
 from tests.faults import plant as plants
 from tsx.diagnostics.origin import KIND
+from tsx.diagnostics.postmortem import Postmortem
 from tsx.recording.lines import RunLines
 from tsx.recording.watching import Watching
 
@@ -110,3 +111,13 @@ def test_training_goes_on_as_if_nobody_had_looked():
     ):
         assert torch.equal(left.nan_to_num(), right.nan_to_num()), name
     assert watched.findings
+
+
+def test_arguments_on_an_accelerator_are_not_held_on_to():
+    model = torch.nn.Linear(2, 1, device="meta")  # any device that is not the host's
+    calls = Postmortem(model, lambda result: result)
+    calls.begin_call(model, (torch.zeros(1, 2),), {})
+    assert not calls._calls
+    model.to_empty(device="cpu")
+    calls.begin_call(model, (torch.zeros(1, 2),), {})
+    assert len(calls._calls) == 1
