@@ -1,4 +1,8 @@
-"""Whether an optimizer is about to step on gradients that are not finite: asked all the time."""
+"""Whether an optimizer is about to step on gradients that are not finite: asked all the time.
+
+A bad gradient runs on from where it arose towards the input, through every bias and norm on its
+way: the small gradients are looked at nearly always, all of them now and then.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,18 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from tsx.diagnostics.pace import Pace
 
-MAX_SHARE = 0.01  # of the time: every step of more than some 10 ms is looked at
+SMALL = 16_384  # elements of a gradient that costs next to nothing to look at
+MAX_SHARE_SMALL = 0.003  # of the time, for the small ones: every step of more than some 15 ms
+MAX_SHARE_ALL = 0.002  # of the time, for all of them
 
 
 class GradGuard:
-    """Asks as often as it costs less than `MAX_SHARE` of the time; gradients on the host only.
+    """Asks as often as the cost allows; of gradients on the host only.
 
     Args:
         clock: seconds.
@@ -22,29 +29,45 @@ class GradGuard:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._paces: dict[int, Pace] = {}  # by the optimizer's id
+        self._paces: dict[int, tuple[Pace, Pace]] = {}  # of small ones and of all, by optimizer
 
     def sees_bad(self, optimizer: Optimizer) -> bool:
         """Return whether a gradient is not finite; False where it is not looked at this time."""
-        began = self._clock()
-        pace = self._paces.get(id(optimizer))
-        if pace is None or pace.optimizer() is not optimizer:
-            pace = Pace(optimizer, "", None, 0.0, max_share=MAX_SHARE)
-            self._paces[id(optimizer)] = pace
-        if not pace.is_due(began) or getattr(optimizer, "grad_scale", None) is not None:
+        if getattr(optimizer, "grad_scale", None) is not None:
             return False
-        grads = [
-            param.grad
-            for group in optimizer.param_groups
-            for param in group["params"]
-            if param.grad is not None and param.grad.device.type == "cpu"
-        ]
-        dense = [grad for grad in grads if not grad.is_sparse]
-        is_bad = False
-        if dense:
-            # A norm that overflows in half precision is no bad gradient: the look will tell.
-            norms = torch.stack([n.float() for n in torch._foreach_norm(dense)])
-            is_bad = not math.isfinite(norms.sum().item())
-        ended = self._clock()
-        pace.note(ended - began, ended)
-        return is_bad
+        held = self._paces.get(id(optimizer))
+        if held is None or held[0].optimizer() is not optimizer:
+            held = self._paces[id(optimizer)] = (
+                Pace(optimizer, "", None, 0.0, max_share=MAX_SHARE_SMALL),
+                Pace(optimizer, "", None, 0.0, max_share=MAX_SHARE_ALL),
+            )
+        for pace, largest in zip(held, (SMALL, math.inf), strict=True):
+            began = self._clock()
+            if pace.is_due(began):
+                is_bad = _has_bad(_list_grads(optimizer, largest))
+                ended = self._clock()
+                pace.note(ended - began, ended)
+                if is_bad:
+                    return True
+        return False
+
+
+def _list_grads(optimizer: Optimizer, largest: float) -> list[Tensor]:
+    """Return the dense gradients on the host that have at most so many elements."""
+    grads = [param.grad for group in optimizer.param_groups for param in group["params"]]
+    return [
+        grad
+        for grad in grads
+        if grad is not None
+        and grad.numel() <= largest
+        and grad.device.type == "cpu"
+        and not grad.is_sparse
+    ]
+
+
+def _has_bad(grads: list[Tensor]) -> bool:
+    """Return whether a gradient seems not to be finite; one that is too large counts too."""
+    if not grads:
+        return False
+    norms = torch.stack([norm.float() for norm in torch._foreach_norm(grads)])
+    return not math.isfinite(norms.sum().item())
