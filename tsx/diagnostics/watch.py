@@ -295,6 +295,9 @@ class Watch:
             return None
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        pace = self._paces.get(id(optimizer))
+        if pace is None or not pace.is_ours:  # another model's: this one's step goes on
+            return
         self.is_explained = False
         if self.postmortem is not None:
             self.postmortem.end_step()
@@ -307,7 +310,7 @@ class Watch:
             with torch.no_grad():
                 self._ask("after", look)
             ended = self._clock()
-            self._paces[id(optimizer)].note(self._spent_s + ended - began, ended)
+            pace.note(self._spent_s + ended - began, ended)
         except Exception as error:
             self._give_up(error)
 

@@ -195,10 +195,10 @@ def _find_origin(session: Session, batches: list[Batch], *, is_gradient: bool) -
             data = move_batch(batch, device)
 
             def run_again(data: DeviceBatch = data) -> Tensor:
-                share = 1.0 / len(batches)
-                return compute_loss(model, data, session.precision, counts_O=counts_O, share=share)[
-                    0
-                ]
+                loss, _, _ = compute_loss(
+                    model, data, session.precision, counts_O=counts_O, share=1.0 / len(batches)
+                )
+                return loss
 
             given = {"batch input": data.input_BC, "target": data.target_BC}
             with rewinder.back_to(rewinder.take()):

@@ -113,6 +113,21 @@ def test_training_goes_on_as_if_nobody_had_looked():
     assert watched.findings
 
 
+def test_a_step_of_another_model_ends_no_step_of_this_one():
+    run, model, other = WatchedRun(), torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    mine, theirs = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, other))
+    run.watch(model, mine)
+    run.steps.append(plants.Step())
+    loss = run.compute(lambda x: (model(x) * 0).sqrt().sum(), torch.ones(3, 2))
+    loss.backward()
+    other(torch.ones(1, 2)).sum().backward()
+    theirs.step()
+    mine.step()
+    run.close()
+    (finding,) = run.findings
+    assert (finding.kind, finding.evidence["mechanism"]) == (KIND, "sqrt-at-zero")
+
+
 def test_arguments_on_an_accelerator_are_not_held_on_to():
     model = torch.nn.Linear(2, 1, device="meta")  # any device that is not the host's
     calls = Postmortem(model, lambda result: result)
