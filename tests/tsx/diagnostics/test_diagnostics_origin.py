@@ -8,13 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from registry.events import Finding, Severity
-from registry.sinks import ListSink
 from tests.faults import plant as plants
+from tests.faults.watched import WatchedRun, list_alarms, play_watched
 from tsx.diagnostics.origin import KIND
 from tsx.diagnostics.postmortem import Postmortem
-from tsx.recording.lines import RunLines
-from tsx.recording.watching import Watching
 
 pytestmark = pytest.mark.trainer
 
@@ -33,48 +30,9 @@ OTHER_CAUSE = {
 }
 
 
-class WatchedRun(plants.PlainRun):
-    """A run as `tsx.init` gives it, with its events in a list."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sink = ListSink()
-        self.told: list[str] = []
-        self._lines = RunLines(self.sink, 0, self.told.append)
-        self._watching = Watching(self._lines, self.told.append)
-
-    def watch(self, model, optimizer, **declared):
-        self._watching.watch(model, optimizer, causal=declared.get("causal", True), every=None)
-
-    def compute(self, fn, *args):
-        plain = super().compute
-        return self._watching.compute(lambda *given: plain(fn, *given), *args)
-
-    def log(self, values, step):
-        super().log(values, step)
-        self._lines.log(values, step, 0.0)
-        self._lines.telemetry.step = step
-
-    def close(self):
-        self._watching.close()
-
-    @property
-    def findings(self) -> list[Finding]:
-        return [event for event in self.sink.events if isinstance(event, Finding)]
-
-
-def play(plant) -> list[Finding]:
-    run = WatchedRun()
-    try:
-        plants.play(plant, run=run)
-    finally:
-        run.close()
-    return run.findings
-
-
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
 def test_a_planted_nan_is_named(plant):
-    found = [finding for finding in play(plant) if finding.severity is not Severity.INFO]
+    found = list_alarms(play_watched(plant))
     assert [finding.kind for finding in found] == [KIND], found
     (finding,) = found
     assert finding.step == plant.steps
@@ -89,12 +47,12 @@ def test_a_planted_nan_is_named(plant):
 
 @pytest.mark.parametrize("loop", HEALTHY, ids=lambda loop: loop.name)
 def test_a_healthy_loop_is_left_alone(loop):
-    assert [finding for finding in play(loop) if finding.severity is not Severity.INFO] == []
+    assert list_alarms(play_watched(loop)) == []
 
 
 def test_the_samples_the_fresh_model_and_the_batch_before_are_told():
     plant = next(plant for plant in PLANTS if plant.name == "dead-pixel")
-    (finding,) = play(plant)
+    (finding,) = play_watched(plant)
     assert finding.evidence["samples"]
     assert finding.evidence["fresh_model"] == "fails"
     assert finding.evidence["previous_batch"] == "passes"
