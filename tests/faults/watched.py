@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,18 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from recipes.loader import expand, get_recipe, resolve
 from registry.events import Event, Finding, Severity
 from registry.sinks import ListSink
 from tests.faults import plant as plants
 from tests.faults.embedded import train_planted
 from tests.faults.plant import Healthy, PlainRun, Plant
+from tsx.config import decode
 from tsx.recording.lines import RunLines
 from tsx.recording.watching import Watching
+from tsx.trainer.loop import train
+
+SMOKE_OVERRIDES = ("data.source=demo", "data.demo_series=32", "perf.mfu_peak_tflops=1")
 
 
 class WatchedLines:
@@ -110,6 +116,21 @@ def train_watched(plant: Plant) -> list[Finding]:
         contextlib.suppress(*promised),
     ):
         train_planted(plant, Path(folder), sink)
+    return list_findings(sink.events)
+
+
+def train_recipe_watched(name: str, home: Path) -> list[Finding]:
+    """Run a shipped recipe, shrunk, through the real trainer and return all that was found.
+
+    Args:
+        name: of the recipe; of a sweep, every run.
+        home: where the demo corpus is generated, once for all recipes.
+    """
+    plan = resolve(get_recipe(name), (), SMOKE_OVERRIDES, True)
+    sink = ListSink()
+    for _, raw in expand(plan):
+        with tempfile.TemporaryDirectory() as folder, plants.seeded():
+            train(decode(raw), sink, folder=Path(folder), home=home, stop=threading.Event())
     return list_findings(sink.events)
 
 
