@@ -30,16 +30,22 @@ SMOKE_OVERRIDES = ("data.source=demo", "data.demo_series=32", "perf.mfu_peak_tfl
 
 
 class WatchedLines:
-    """What `tsx.init` gives a loop, without a folder, a registry or a thread."""
+    """What `tsx.init` gives a loop, without a folder, a registry or a thread.
 
-    def __init__(self) -> None:
+    Args:
+        every: steps from one look to the next, None for as many as keep the cost low. Steps of a
+            real size are long enough to be looked at nearly always; those of plants are not.
+    """
+
+    def __init__(self, every: int | None = 1) -> None:
+        self._every = every
         self.sink = ListSink()
         self.told: list[str] = []  # on stderr
         self.lines = RunLines(self.sink, 0, self.told.append)
         self.watching = Watching(self.lines, self.told.append)
 
     def watch(self, model: nn.Module, optimizer: Optimizer, **declared: Any) -> None:
-        self.watching.watch(model, optimizer, causal=declared.get("causal", True), every=None)
+        self.watching.watch(model, optimizer, every=self._every, **declared)
 
     def compute(self, fn: Callable[..., Any], *args: Any) -> Any:
         return self.watching.compute(fn, *args)
@@ -47,10 +53,12 @@ class WatchedLines:
     def log(self, values: dict[str, float], step: int) -> None:
         self.lines.log(values, step, 0.0)
         self.lines.telemetry.step = step
+        if self.watching.hear is not None:
+            self.watching.hear(values, step)
 
     def close(self) -> None:
         """End the run."""
-        self.watching.close()
+        self.watching.close(is_whole=True)
 
     @property
     def findings(self) -> list[Finding]:

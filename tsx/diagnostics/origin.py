@@ -10,17 +10,15 @@ operations inside compiled or captured graphs; those are run eagerly here.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from registry.events import Finding, Severity
 from tsx.diagnostics.causes import Cause, explain
+from tsx.diagnostics.replay import run_eagerly
 from tsx.diagnostics.trace import Birth, Trace, is_bad
 
 KIND = "nan-origin"
@@ -56,7 +54,7 @@ def find_origin(
         None where nothing bad is seen this time.
     """
     trace = Trace(model, list_leaves(model, arguments))
-    with _run_eagerly(), trace.watching():
+    with run_eagerly(), trace.watching():
         loss = compute_loss()
         found = trace.find_origin(loss) if is_bad(loss) else None
         is_gradient = found is None
@@ -126,19 +124,6 @@ def list_leaves(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Ten
     return leaves | {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
 
 
-def name_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call by what they seem to be: the last of several is a target."""
-    named: dict[str, Any] = {}
-    tensors = [index for index, value in enumerate(args) if isinstance(value, Tensor)]
-    for index in tensors:
-        is_target = len(tensors) > 1 and index == tensors[-1]
-        named[f"{'target' if is_target else 'batch'} argument {index + 1}"] = args[index]
-    for name, value in kwargs.items():
-        is_target = any(word in name.lower() for word in ("target", "label"))
-        named[f"{'target' if is_target else 'batch'} {name}"] = value
-    return named
-
-
 def shorten(where: str) -> str:
     """Return a place with a path that is relative to here, where it is below."""
     path, _, line = where.rpartition(":")
@@ -153,11 +138,3 @@ def shorten(where: str) -> str:
 
 def _get_index(birth: Birth) -> int:
     return birth.index
-
-
-def _run_eagerly() -> AbstractContextManager[Any]:
-    """Return a context in which compiled functions run as they were written."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance

@@ -20,6 +20,7 @@ class Pace:
         period_s: least seconds between looks that go by the time.
         is_ours: whether to look at all.
         max_share: of the time that looks may take.
+        first: looks that are taken one after the other.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Pace:
         *,
         is_ours: bool = True,
         max_share: float = MAX_SHARE,
+        first: int = 2,
     ) -> None:
         self.optimizer = weakref.ref(optimizer)
         self.prefix = prefix
@@ -40,7 +42,8 @@ class Pace:
         self._every = every
         self._period_s = period_s
         self._steps = 0
-        self._has_looked = False
+        self._first = first
+        self._looks = 0
         self._due = -math.inf
 
     def is_due(self, now: float) -> bool:
@@ -55,8 +58,17 @@ class Pace:
             return (self._steps - 1) % self._every == 0
         return now >= self._due
 
+    def will_be_due(self, now: float) -> bool:
+        """Return whether the step that begins now will be looked at, and hold on to that."""
+        if not self.is_ours:
+            return False
+        if self._every is not None:
+            return self._steps % self._every == 0
+        self.is_urged = self.is_urged or now >= self._due
+        return self.is_urged
+
     def note(self, spent_s: float, now: float) -> None:
         """Put the next look off until the last one's share of the time is small enough."""
-        if self._has_looked:  # the first one pays for what torch loads, and tells nothing
+        self._looks += 1
+        if self._looks >= self._first:  # the first ones pay for what torch loads
             self._due = now + max(spent_s / self._max_share, self._period_s)
-        self._has_looked = True

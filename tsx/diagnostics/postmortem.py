@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from registry.events import Finding, Severity
-from tsx.diagnostics.origin import Origin, describe_origin, find_origin, name_arguments
+from tsx.diagnostics.arguments import name_arguments
+from tsx.diagnostics.origin import Origin, describe_origin, find_origin
 from tsx.diagnostics.replay import Moment, Rewinder, swapped
 from tsx.diagnostics.trace import is_bad
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,10 +76,10 @@ class Rewinder:
 
         try:
             with swapped(self._model, "_buffers", stand_in), torch.enable_grad():
-                _set_generators(moment)
+                set_generators(moment)
                 yield
         finally:
-            _set_generators(now)
+            set_generators(now)
             for param, grad in grads:
                 param.grad = grad
 
@@ -105,7 +105,7 @@ def swapped(model: nn.Module, kind: str, make: Callable[[str, Tensor], Tensor]) 
             entries[name] = tensor
 
 
-def _set_generators(moment: Moment) -> None:
+def set_generators(moment: Moment) -> None:
     """Put the random generators where they were."""
     torch.set_rng_state(moment.cpu)
     if moment.cuda:
@@ -117,3 +117,11 @@ def _set_generators(moment: Moment) -> None:
 
 def _uses_cuda() -> bool:
     return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def run_eagerly() -> AbstractContextManager[Any]:
+    """Return a context in which compiled functions run as they were written."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance

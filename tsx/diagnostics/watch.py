@@ -1,27 +1,21 @@
-"""Looks at any model as its optimizer steps: gradients, updates, what is not finite.
+"""Shows detectors any model as its optimizer steps, through hooks that every optimizer calls.
 
-Works through the hooks that every `torch.optim.Optimizer` calls before and after a step, so it sees
-accumulated gradients once, unscaled by a GradScaler, and steps that a scaler leaves out not at all.
-A look is taken as often as its cost stays below 0.5 % of the time. On an accelerator nothing is
-waited for: results are handed on as tensors and read later, and a look is taken at most once a
-second, for its cost there is not seen.
+It sees accumulated gradients once, unscaled by a GradScaler, and steps that a scaler leaves out not
+at all. A look is taken as often as its cost stays below 0.5 % of the time; the first steps all are
+looked at. On an accelerator nothing is waited for: results are handed on as tensors and read later,
+and a look is taken at most once a second, for its cost there is not seen.
 
-Above `SAMPLE` parameters the update ratio is that of every n-th element. A fused optimizer under a
-GradScaler steps on scaled gradients: their norm is divided by the scale, and what is not finite in
-them is the scaler's to answer. Not covered: gradients inside captured CUDA graphs.
-
-Further detectors are `Observer`s; one that fails is told of and asked no more.
+A fused optimizer under a GradScaler steps on scaled gradients: their norm is divided by the scale,
+and what is not finite in them is the scaler's to answer. Not covered: gradients inside captured
+CUDA graphs.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -30,167 +24,21 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from registry.events import Event, Finding, Severity
+from registry.events import Finding
+from tsx.diagnostics.detector import Declared, Detector, Look, Scene, Voice
+from tsx.diagnostics.engine import Engine, has_compiled_parts
 from tsx.diagnostics.grad_guard import GradGuard
-from tsx.diagnostics.nonfinite import MAX_NAMES, describe
+from tsx.diagnostics.grad_norm import GradNorm
 from tsx.diagnostics.pace import Pace
 from tsx.diagnostics.postmortem import Postmortem
+from tsx.diagnostics.reports import Reports
+from tsx.diagnostics.roster import make_detectors
+
+if TYPE_CHECKING:
+    from tsx.config import RunConfig
 
 DEVICE_PERIOD_S = 1.0  # between looks on an accelerator
-SAMPLE = 4_000_000  # elements that are kept from before a step to after it
-
-# What helps in anybody's loop, by where the first bad value arose.
-FIXES = {
-    "config": "look at how this parameter is initialised",
-    "optimizer": "go on from an earlier checkpoint with a lower learning rate or clipped gradients",
-    "forward": "lower the learning rate, or look at the batch of this step",
-    "backward": "clip gradients, lower the learning rate, or look for a division, log or sqrt at 0",
-}
-_HALF = {torch.float16, torch.bfloat16}
-
-
-class Voice(Protocol):
-    """What a watch speaks through."""
-
-    held: dict[str, Tensor | float]  # values that ride on the next line of metrics
-
-    @property
-    def step(self) -> int:
-        """The step that was logged last."""
-
-    def emit(self, event: Event) -> None:
-        """Record a finding."""
-
-    def read_late(self, tensor: Tensor, take: Callable[[Any], None]) -> None:
-        """Hand `tensor.tolist()` to `take`: at once from the host, later from a device."""
-
-    def warn(
-        self, kind: str, topic: str, cause: str, fix: str, *, error: BaseException | None = None
-    ) -> None:
-        """Tell of something once a topic."""
-
-
-@dataclass(slots=True)
-class Look:
-    """One look: an optimizer about to step, or that has just stepped. Only what has a gradient."""
-
-    model: nn.Module
-    optimizer: Optimizer
-    step: int  # the one under way, the first being 1
-    names: list[str]
-    params: list[Tensor]
-    grads: list[Tensor]
-    scale: Tensor | None  # what the gradients are still multiplied with
-    prefix: str  # of the keys: "watch" or "watch/2" and so on for further optimizers
-    loss: float | None = None  # where it was seen
-    kept: dict[str, Any] = field(default_factory=dict)  # from before the step to after it
-
-
-class Observer(Protocol):
-    """A detector. Values it returns are recorded; 0-d tensors on a device are read later."""
-
-    name: str
-
-    def before(self, look: Look) -> Mapping[str, Tensor | float]:
-        """See gradients and parameters before the optimizer steps."""
-
-    def after(self, look: Look) -> Mapping[str, Tensor | float]:
-        """See the parameters after the step."""
-
-
-class GradNorm:
-    """Total norm of the gradients, and a finding where one of them is not finite."""
-
-    name = "grad_norm"
-
-    def __init__(self, voice: Voice, watch: Watch) -> None:
-        self._voice = voice
-        self._watch = watch
-        self._is_told = False
-
-    def before(self, look: Look) -> Mapping[str, Tensor | float]:
-        """Return the norm of all gradients as one vector."""
-        norms = measure_norms(look.grads)
-        total = torch.linalg.vector_norm(norms)
-        if look.scale is not None:
-            return {"grad_norm": total / look.scale.to(total.device)}
-        names, step, at_hand = look.names, look.step, [look]
-        # Values of a device arrive when these gradients are gone.
-        self._voice.read_late(norms, lambda values: self._check(step, names, values, *at_hand))
-        at_hand.clear()
-        return {"grad_norm": total}
-
-    def after(self, look: Look) -> Mapping[str, Tensor | float]:
-        """Nothing is left to see."""
-        return {}
-
-    def _check(
-        self, step: int, names: list[str], norms: list[float], look: Look | None = None
-    ) -> None:
-        """Tell of gradients that are not finite, once until they are finite again."""
-        bad = [name for name, norm in zip(names, norms, strict=True) if not math.isfinite(norm)]
-        if look is not None and bad:  # squares of large gradients overflow before they do
-            held = dict(zip(look.names, look.grads, strict=True))
-            bad = [name for name in bad if not held[name].isfinite().all()]
-        if bad and not (self._is_told or self._watch.is_explained):
-            self._voice.emit(self._find(step, bad, len(names), look))
-        self._is_told = bool(bad)
-
-    def _find(self, step: int, bad: list[str], total: int, look: Look | None) -> Finding:
-        """Return the finding; the gradients themselves are at hand on the host only."""
-        if look is not None:
-            explained = self._watch.explain_gradients(step)
-            if explained is not None:
-                return explained
-            finding = describe(
-                look.model,
-                loss=look.loss,
-                grad_norm=math.nan,
-                inputs=(),
-                step=step,
-                time=time.time(),
-            )
-            return msgspec.structs.replace(finding, fix=FIXES.get(finding.phase, finding.fix))
-        evidence = {"nonfinite_gradients": bad[-MAX_NAMES:][::-1]}
-        return Finding(
-            time=time.time(),
-            kind="non-finite",
-            severity=Severity.ERROR,
-            step=step,
-            phase="backward",
-            module=bad[-1],  # backward runs from the loss to the input: its first
-            cause="the norm of a gradient is not finite",
-            evidence={**evidence, "num_nonfinite_gradients": len(bad), "num_gradients": total},
-            fix=FIXES["backward"],
-        )
-
-
-class UpdateRatio:
-    """||dw|| / ||w|| of one step, over the parameters that were not all zero at the start."""
-
-    name = "update_ratio"
-
-    def __init__(self, model: nn.Module) -> None:
-        params = [p for p in model.parameters() if is_measurable(p)]
-        norms = measure_norms([p.detach() for p in params]).tolist() if params else []
-        self._zero = {id(p) for p, norm in zip(params, norms, strict=True) if norm == 0}
-
-    def before(self, look: Look) -> Mapping[str, Tensor | float]:
-        """Keep what the parameters are."""
-        params = [p for p in look.params if id(p) not in self._zero]
-        every = max(1, math.ceil(sum(p.numel() for p in params) / SAMPLE))
-        look.kept["every"], look.kept["params"] = every, params
-        look.kept["old"] = [part.clone() for part in _list_parts(params, every)]
-        return {}
-
-    def after(self, look: Look) -> Mapping[str, Tensor | float]:
-        """Return how far they went."""
-        old = look.kept["old"]
-        if not old:
-            return {}
-        new = _list_parts(look.kept["params"], look.kept["every"])
-        moved = torch.linalg.vector_norm(measure_norms(torch._foreach_sub(new, old)))
-        return {"update_ratio": moved / torch.linalg.vector_norm(measure_norms(old))}
+FIRST_LOOKS = 4  # one after the other: what is wrong from the start shows there
 
 
 class Watch:
@@ -201,8 +49,10 @@ class Watch:
         optimizer: only its steps; None for every optimizer that holds the model's parameters.
         voice: gets values and findings.
         numbers: counts optimizers over all watches of a run, from 1, for the names of keys.
-        causal: the model must not see the future of a sequence.
+        declared: what the user says of the loop.
         every: steps from one look to the next; None for as many as keep the cost low.
+        config: of a recipe's run, whose trainer explains what is not finite by itself.
+        tell: gets each new finding, to be said aloud.
         clock: seconds.
     """
 
@@ -213,16 +63,13 @@ class Watch:
         voice: Voice,
         *,
         numbers: Iterator[int],
-        causal: bool = True,
+        declared: Declared | None = None,
         every: int | None = None,
+        config: RunConfig | None = None,
+        tell: Callable[[Finding], None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model = unwrap(model)
-        self.causal = causal
-        self.observers: list[Observer] = [
-            GradNorm(voice, self),
-            UpdateRatio(self.model),
-        ]
         self.loss: float | None = None  # of the step under way, where it was seen
         self.postmortem: Postmortem | None = None
         self.is_explained = False  # the step under way: its gradients need no finding of their own
@@ -233,6 +80,24 @@ class Watch:
         self._names = {
             id(p): name.replace("_orig_mod.", "") for name, p in self.model.named_parameters()
         }
+        self.scene = Scene(
+            self.model,
+            declared or Declared(),
+            voice,
+            Reports(voice.emit, tell),
+            config=config,
+            names=self._names,
+            modules={id(module): name for name, module in self.model.named_modules()},
+        )
+        own: list[Detector] = []
+        if config is None:
+            own.append(GradNorm(self.scene, lambda: self.is_explained, self.explain_gradients))
+        self.engine = Engine(
+            self.scene,
+            [*own, *make_detectors(self.scene)],
+            is_compiled=has_compiled_parts(model),
+            clock=clock,
+        )
         self._only: list[object] = []
         self.add(optimizer)
         self._paces: dict[int, Pace] = {}  # by the optimizer's id
@@ -256,8 +121,14 @@ class Watch:
         for pace in self._paces.values():
             pace.is_urged = True
 
-    def close(self) -> None:
-        """Take the hooks away."""
+    def close(self, *, is_whole: bool = False) -> None:
+        """Take the hooks away; the run is over, as far as it should have gone or not."""
+        if self._hooks:
+            self.engine.close(is_whole=is_whole)
+        self.forget()
+
+    def forget(self) -> None:
+        """Take the hooks away, and say nothing more."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -275,7 +146,7 @@ class Watch:
             with torch.no_grad():
                 self._look = self._begin(optimizer, pace)
                 if self._look is not None:
-                    self._ask("before", self._look)
+                    self._hold(self._look, self.engine.before_step(self._look))
             self._spent_s = self._clock() - began
         except Exception as error:
             self._give_up(error)
@@ -301,18 +172,31 @@ class Watch:
         self.is_explained = False
         if self.postmortem is not None:
             self.postmortem.end_step()
-        look = self._look
-        if look is None or look.optimizer is not optimizer:
-            return
-        self._look = self.loss = None
+        look, self._look = self._look, None
         try:
-            began = self._clock()
-            with torch.no_grad():
-                self._ask("after", look)
-            ended = self._clock()
-            pace.note(self._spent_s + ended - began, ended)
+            if look is not None and look.optimizer is optimizer:
+                self.loss = None
+                began = self._clock()
+                with torch.no_grad():
+                    self._hold(look, self.engine.after_step(look))
+                ended = self._clock()
+                pace.note(self._spent_s + ended - began, ended)
+            self.engine.end_step(optimizer)
+            self._begin_next()
         except Exception as error:
             self._give_up(error)
+
+    def _begin_next(self) -> None:
+        """Say whether the step that begins now is looked at."""
+        now = self._clock()
+        self.engine.is_looking = False
+        if any(pace.will_be_due(now) for pace in self._paces.values()):
+            self.engine.begin_look()
+
+    def _hold(self, look: Look, values: Mapping[str, Tensor | float]) -> None:
+        """Let values ride on the next line of metrics."""
+        for key, value in values.items():
+            self._voice.held[f"{look.prefix}/{key}"] = value
 
     def _make_pace(self, optimizer: Optimizer) -> Pace:
         """Return when to look at an optimizer; never at one that is not ours."""
@@ -324,7 +208,7 @@ class Watch:
         number = next(self._numbers)
         prefix = "watch" if number == 1 else f"watch/{number}"
         period_s = 0.0 if devices == {"cpu"} else DEVICE_PERIOD_S
-        return Pace(optimizer, prefix, self._every, period_s)
+        return Pace(optimizer, prefix, self._every, period_s, first=FIRST_LOOKS)
 
     def _begin(self, optimizer: Optimizer, pace: Pace) -> Look | None:
         """Return what there is to see; None where nothing has a gradient."""
@@ -354,18 +238,6 @@ class Watch:
             self.model, optimizer, step, names, params, grads, scale, pace.prefix, loss=loss
         )
 
-    def _ask(self, when: str, look: Look) -> None:
-        """Let every observer see; one that fails is told of and asked no more."""
-        for observer in list(self.observers):
-            try:
-                values = getattr(observer, when)(look)
-            except Exception as error:
-                self.observers.remove(observer)
-                self._warn(observer.name, error)
-            else:
-                for key, value in values.items():
-                    self._voice.held[f"{look.prefix}/{key}"] = value
-
     def _give_up(self, error: Exception) -> None:
         """Stop watching: training goes on."""
         self.close()
@@ -376,27 +248,7 @@ class Watch:
         self._voice.warn("detector-failed", name, cause, "train on without it", error=error)
 
 
-def measure_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the 2-norm of each tensor as one vector on the first one's device; in fp32 for halves.
-
-    The sum of squares of 16-bit numbers would overflow.
-    """
-    wide = torch.float32 if any(t.dtype in _HALF for t in tensors) else None
-    norms = torch._foreach_norm(list(tensors), 2, dtype=wide)
-    return torch.stack([norm.to(norms[0].device, norms[0].dtype) for norm in norms])
-
-
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the module that `torch.compile` wrapped, or the module itself."""
     inner = getattr(model, "_orig_mod", model)
     return inner if isinstance(inner, nn.Module) else model
-
-
-def is_measurable(param: Tensor) -> bool:
-    """Return whether a parameter has values: not a lazy one, nor one on the meta device."""
-    return not (torch.nn.parameter.is_lazy(param) or param.is_meta)
-
-
-def _list_parts(params: Sequence[Tensor], every: int) -> list[Tensor]:
-    """Return every n-th element of each parameter, as flat views where that can be."""
-    return [p.detach().reshape(-1)[::every] for p in params]

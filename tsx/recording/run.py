@@ -153,28 +153,45 @@ class Run:
         except ValueError:  # the run is finished, by another thread perhaps
             self._check_open()
         telemetry.step, telemetry.last_emit = step, now
+        if self._watching.hear is not None:
+            self._watching.hear(values, step)
 
     def watch(
         self,
         model: nn.Module,
         optimizer: Optimizer | None = None,
         *,
-        causal: bool = True,
+        causal: bool | None = None,
+        steps: int | None = None,
+        intervals: Mapping[str, int] | None = None,
+        fixed_batch: bool = False,
         every: int | None = None,
     ) -> None:
-        """Look at a model's gradients and updates as its optimizer steps.
+        """Look at a model as it trains: for what is wrong with it, its data and its loop.
 
-        Records `watch/grad_norm` and `watch/update_ratio` on the next line that is logged, and a
-        finding where a gradient or a parameter is not finite. Ends with the run.
+        Records `watch/grad_norm` and `watch/update_ratio` on the next line that is logged, and
+        findings; `tsx diagnose` shows them. Ends with the run.
 
         Args:
             model: the module that trains.
             optimizer: only this one's steps; default every optimizer that holds its parameters.
-            causal: the model must not see the future of a sequence; for diagnostics.
+            causal: the model must not see the future of a sequence (True), or may (False); default
+                it must not where its targets are its inputs, shifted.
+            steps: of the optimizer, that the run is to have.
+            intervals: key that is logged to the steps between two of its lines.
+            fixed_batch: one batch is repeated on purpose.
             every: steps from one look to the next; default as many as keep its cost below 0.5 %.
         """
         self._check_open()
-        self._watching.watch(model, optimizer, causal=causal, every=every)
+        self._watching.watch(
+            model,
+            optimizer,
+            every=every,
+            causal=causal,
+            steps=steps,
+            intervals=dict(intervals or {}),
+            fixed_batch=fixed_batch,
+        )
 
     def compute(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return `fn(*args, **kwargs)`, remembered as `last_call` so that it can be replayed.
@@ -208,7 +225,7 @@ class Run:
         """Record an ending and let go of everything; only the first ending counts."""
         if self._is_finished or not self.is_owner:
             return
-        self._watching.close()
+        self._watching.close(is_whole=ending.status is Status.COMPLETED)
         self._lines.finish()
         if next(self._endings) == 0:
             self.status = ending.status

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast
 
 from registry.events import Finding, RunPrepared, Severity
 from tsx.cli.output import clean
@@ -52,12 +52,14 @@ class Watching:
         self._is_told = False
         self._postmortem: Postmortem | None = None
         self.last_call: Call | None = None
+        self.hear: Callable[[Any, int], None] | None = None  # gets each line that is logged
 
     def watch(
-        self, model: nn.Module, optimizer: object, *, causal: bool, every: int | None
+        self, model: nn.Module, optimizer: object, *, every: int | None, **declared: Any
     ) -> None:
         """See `Run.watch`; a model that is watched already gets one more optimizer."""
         try:
+            from tsx.diagnostics.detector import Declared
             from tsx.diagnostics.postmortem import Postmortem
             from tsx.diagnostics.watch import Watch, unwrap
 
@@ -72,13 +74,15 @@ class Watching:
                 optimizer,
                 self._lines,
                 numbers=self._numbers,
-                causal=causal,
+                declared=Declared(**declared),
                 every=every,
+                tell=self._say,
             )
             self._watches.append(watch)
             if self._postmortem is None:
                 self._postmortem = Postmortem(watch.model, _find_loss)
                 watch.postmortem = self._postmortem
+                self.hear = watch.engine.log
             self._lines.emit(describe_models([watch.model for watch in self._watches]))
         except Exception as error:
             self._fail("watch", error)
@@ -89,7 +93,11 @@ class Watching:
         self.last_call = Call(fn, args, kwargs, step)
         self._remember(fn, args, kwargs)
         try:
-            result = fn(*args, **kwargs)
+            if self._watches:
+                engine = self._watches[0].engine
+                result = cast(T, engine.compute(fn, args, kwargs, _find_loss))
+            else:
+                result = fn(*args, **kwargs)
         except BaseException as error:
             with contextlib.suppress(Exception):
                 error.add_note(f"tsx: raised in run.compute, at step {step}")
@@ -111,16 +119,19 @@ class Watching:
                 self._postmortem = None
                 self._fail("nan-origin", error)
 
-    def close(self) -> None:
-        """Take all hooks away."""
+    def close(self, *, is_whole: bool = False) -> None:
+        """Take all hooks away; the run is over, as far as it should have gone or not."""
         for watch in self._watches:
             with contextlib.suppress(Exception):
-                watch.close()
+                watch.close(is_whole=is_whole)
 
     def forget(self) -> None:
         """Watch no more, in a forked child."""
-        self.close()
+        for watch in self._watches:
+            with contextlib.suppress(Exception):
+                watch.forget()
         self._watches = []
+        self.hear = None
 
     def _check_loss(self, result: Any, step: int) -> None:
         """Look at the loss that a result holds, if any: on the host at once, else later."""
@@ -142,6 +153,7 @@ class Watching:
         is_bad = not math.isfinite(loss)
         for watch in self._watches:
             watch.loss = loss
+            watch.engine.saw_loss(loss, step)
             if is_bad:
                 watch.look_next()
         if is_bad and not self._is_told:
@@ -153,6 +165,7 @@ class Watching:
             self._lines.emit(finding)
             for watch in self._watches:
                 watch.is_explained = True
+                watch.scene.reports.note(finding)
         self._is_told = is_bad
 
     def _explain(self, loss: float, step: int, *, is_at_hand: bool) -> Finding:
@@ -177,6 +190,13 @@ class Watching:
             fix="lower the learning rate, or look at the batch of this step",
         )
 
+    def _say(self, finding: Finding) -> None:
+        """Say on stderr what was found, unless it is a remark."""
+        if finding.severity is not Severity.INFO:
+            place = ", ".join(part for part in (finding.module, finding.where) if part)
+            at = f" ({place})" if place else ""
+            self._tell(f"step {finding.step}: {finding.kind}: {finding.cause}{at}")
+
     def _fail(self, name: str, error: Exception) -> None:
         """Tell of a detector that failed; training goes on without it."""
         cause = f"{name} failed: {type(error).__name__}: {clean(error, limit=300)}"
@@ -187,7 +207,7 @@ class Watching:
 def describe_models(models: list[nn.Module]) -> RunPrepared:
     """Return what the watched models are: parameters, device, precision."""
     torch = sys.modules["torch"]
-    from tsx.diagnostics.watch import is_measurable
+    from tsx.diagnostics.updates import is_measurable
     from tsx.perf.device import find_device_name
 
     params: dict[int, Tensor] = {

@@ -244,16 +244,16 @@ def test_a_detector_that_fails_is_off_and_the_others_go_on(run, make_model, list
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     run.watch(model, optimizer, every=1)
 
-    class Broken:
+    from tsx.diagnostics.detector import Detector
+
+    class Broken(Detector):
         name = "broken"
 
-        def before(self, look):
+        def before_step(self, look):
             raise ZeroDivisionError("inside")
 
-        def after(self, look):
-            return {}
-
-    run._watching._watches[0].observers.insert(0, Broken())
+    engine = run._watching._watches[0].engine
+    engine.host(Broken(engine.scene))
     train(model, optimizer, 2, run)
     (finding,) = list_findings()
     assert (finding.kind, finding.module) == ("detector-failed", "broken")
@@ -338,9 +338,7 @@ def test_a_compiled_model_is_watched_under_its_own_names(run, make_model, list_f
 
 
 def test_large_models_are_sampled(run, monkeypatch):
-    from tsx.diagnostics import watch
-
-    monkeypatch.setattr(watch, "SAMPLE", 100)
+    monkeypatch.setattr("tsx.diagnostics.updates.SAMPLE", 100)
     model = torch.nn.Linear(50, 40, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     run.watch(model, optimizer, every=1)

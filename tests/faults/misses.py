@@ -1,0 +1,17 @@
+"""What the detectors do not answer right yet, plant by plant, and why."""
+
+from __future__ import annotations
+
+# Kinds whose detector is there.
+FOUND_KINDS = frozenset({"nan-origin"})
+
+# Plants of which nothing is found, or another kind.
+NOT_FOUND: dict[str, str] = {}
+# Found, but with another module than the planted one.
+OTHER_MODULE: dict[str, str] = {}
+# Found, but at another line.
+OTHER_LINE: dict[str, str] = {}
+# Found, but with another mechanism.
+OTHER_CAUSE: dict[str, str] = {}
+# Found, with a finding of another kind beside.
+BESIDE: dict[str, str] = {}

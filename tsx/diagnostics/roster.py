@@ -1,0 +1,22 @@
+"""All detectors, in the order in which they are asked."""
+
+from __future__ import annotations
+
+from tsx.diagnostics.detector import Detector, Scene
+from tsx.diagnostics.updates import UpdateRatio
+
+DETECTORS: tuple[type[Detector], ...] = (UpdateRatio,)
+
+
+def make_detectors(scene: Scene) -> list[Detector]:
+    """Return a detector of each class for one loop; one that cannot be made is told of."""
+    made = []
+    for kind in DETECTORS:
+        try:
+            made.append(kind(scene))
+        except Exception as error:
+            cause = f"the detector {kind.name} failed and is off: {type(error).__name__}"
+            scene.voice.warn(
+                "detector-failed", kind.name, cause, "train on without it", error=error
+            )
+    return made
