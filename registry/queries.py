@@ -7,6 +7,7 @@ per connection. Every method reads in one transaction, so what it returns belong
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -71,6 +72,10 @@ class Reader:
         """Let go of the connection; a later call opens another."""
         self._link.close()
 
+    def snapshot(self) -> AbstractContextManager[Connection]:
+        """Return one transaction to read a long curve in parts; see registry.stretches."""
+        return self._link.snapshot()
+
     def data_version(self) -> int:
         """Return a number that changes when anything was written; costs microseconds on SQLite."""
         return self._link.read_version()
@@ -133,8 +138,7 @@ class Reader:
             UnknownRun: no run has this id.
         """
         with self._link.snapshot() as connection:
-            query = select(runs).where(runs.c.id == run_id)
-            row = connection.execute(query).mappings().first()
+            row = connection.execute(select(runs).where(runs.c.id == run_id)).mappings().first()
             if row is None:
                 raise unknown(connection, run_id)
             listed = self._load_rows(connection, select(runs.c.key).where(runs.c.id == run_id))[0]

@@ -76,13 +76,20 @@ def find_place(connection: Connection, run_id: str, name: str) -> Place | None:
     return Place(run, key or 0, created, rewinds, count or 0, end or 0)
 
 
-def load_since(connection: Connection, place: Place, name: str, after: int) -> Series:
-    """Return the points of a curve behind a place in the journal, in step order."""
+def load_since(
+    connection: Connection, place: Place, name: str, after: int, until: int | None = None
+) -> Series:
+    """Return the points of a curve behind a place in the journal, in step order.
+
+    `until` is the place of the last one; without it they reach to the newest.
+    """
     steps, values, times = array("q"), array("d"), array("d")
     if after < place.end:
         query = select(metrics.c.step, _VALUE, metrics.c.time_ms).where(
             metrics.c.run == place.run, metrics.c.key == place.key, metrics.c.seq > after
         )
+        if until is not None:
+            query = query.where(metrics.c.seq <= until)
         found = connection.execute(query.order_by(metrics.c.seq))
         # Straight from the driver: a row object for each of a million points is most of the cost.
         cursor = found.cursor

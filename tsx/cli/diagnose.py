@@ -20,17 +20,22 @@ def command(
     from dataclasses import asdict
 
     from tsx.cli import output
+    from tsx.cli.paint import show_heading
     from tsx.cli.reading import open_reader
+    from tsx.curves.findings import list_curve_findings
 
     with open_reader() as reader:
         detail = reader.get_detail(reader.get_run(run).id)
+        findings = [*detail.findings, *list_curve_findings(reader, detail)]
     if as_json:
-        output.json({"findings": [asdict(finding) for finding in detail.findings]})
+        output.json({"findings": [asdict(finding) for finding in findings]})
         return
-    if not detail.findings:
+    if not findings:
         output.talk(f"run {detail.run.id}: nothing was found")
-    for index, finding in enumerate(detail.findings):
-        if index:
+    for index, finding in enumerate(findings):
+        if index == len(detail.findings):
+            show_heading("from the curves")
+        elif index:
             output.data("")
         _show_finding(finding)
 
