@@ -4,6 +4,7 @@
 #   make parity OFFICIAL=PATH   is our model the official one? PATH: a checkout of Time-MoE/Time-MoE
 #   make speed OFFICIAL=PATH    our training step beside the official one
 #   make rivals                 our registry beside trackio, MLflow, TensorBoard and W&B, offline
+#   make diagnosis              our search for NaN beside torch's and Hugging Face's
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -11,8 +12,9 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 
 PARITY := .venv-official
 RIVALS := .venv-rivals
+DIAGNOSIS := .venv-diagnosis
 
-.PHONY: demo test test-all check install install-dev bench parity speed rivals checkout clean
+.PHONY: demo test test-all check install install-dev bench parity speed rivals diagnosis checkout clean
 
 demo: install
 	@$(BIN)/tsx run sanity --name demo
@@ -42,6 +44,9 @@ speed: checkout $(PARITY)/.installed
 
 rivals: $(RIVALS)/.installed
 	$(RIVALS)/bin/python -m benchmarks.rivals $(if $(QUICK),--quick)
+
+diagnosis: $(DIAGNOSIS)/.installed
+	$(DIAGNOSIS)/bin/python -m benchmarks.bench_diagnosis
 
 checkout:
 	@test -d "$(OFFICIAL)/time_moe" || { echo "OFFICIAL=$(OFFICIAL): expected a checkout of" \
@@ -80,5 +85,14 @@ $(RIVALS)/.installed: benchmarks/rivals-requirements.txt
 	$(RIVALS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
+# Beside tsx and the torch it is tested with, so that the same loops are played.
+$(DIAGNOSIS)/.installed: benchmarks/diagnosis-requirements.txt pyproject.toml constraints.txt
+	@$(PYTHON) -m venv $(DIAGNOSIS)
+	$(DIAGNOSIS)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(DIAGNOSIS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(DIAGNOSIS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . -r $<
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(PARITY) $(RIVALS) build/rivals .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist
+	rm -rf $(VENV) $(PARITY) $(RIVALS) $(DIAGNOSIS) build/rivals .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist

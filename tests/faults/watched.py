@@ -22,6 +22,7 @@ from tests.faults import plant as plants
 from tests.faults.embedded import train_planted
 from tests.faults.plant import Healthy, PlainRun, Plant
 from tsx.config import decode
+from tsx.diagnostics.engine import Engine
 from tsx.recording.lines import RunLines
 from tsx.recording.watching import Watching
 from tsx.trainer.loop import train
@@ -55,6 +56,11 @@ class WatchedLines:
         self.lines.telemetry.step = step
         if self.watching.hear is not None:
             self.watching.hear(values, step)
+
+    @property
+    def engine(self) -> Engine:
+        """The host of the detectors of the first model that is watched."""
+        return self.watching._watches[0].engine
 
     def close(self) -> None:
         """End the run."""

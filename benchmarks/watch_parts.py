@@ -1,0 +1,165 @@
+"""The parts of a watch, timed apart in a running loop and divided by how often they come.
+
+What is always on has two tempos. Bookkeeping and looks come by the step or by the time, so their
+share of the steps of a window is what they cost. Traced calls come at doubling distances, so they
+are divided by the steps of a whole run, `RUN_STEPS`. The first steps, in which nearly everything is
+looked at and much is traced, happen once a run and are told apart.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from benchmarks.part_times import Ledger, Part
+from benchmarks.plain_loops import PlainLoop, Size
+from tests.faults.watched import WatchedLines
+from tsx.diagnostics.detector import Detector
+from tsx.diagnostics.engine import Engine
+from tsx.diagnostics.grad_guard import GradGuard
+from tsx.diagnostics.grad_norm import GradNorm
+from tsx.diagnostics.postmortem import Postmortem
+from tsx.diagnostics.reports import Reports
+from tsx.diagnostics.roster import DETECTORS
+from tsx.diagnostics.tape import Tape
+from tsx.diagnostics.watch import Watch
+from tsx.recording.watching import Watching
+
+START_STEPS = 64  # of a run, told apart
+RUN_STEPS = 10_000  # that traced calls are divided by
+TRACE = "traced call"  # label of all that comes at doubling distances begins so
+TRACED = f"{TRACE}: engine"
+# Detectors' methods by how often they are asked.
+WHEN = {
+    "call": ("before_call", "after_call", "end_step", "saw_loss", "saw_values", "raised"),
+    "look": ("begin_look", "before_step", "after_step"),
+    TRACE: ("saw_function", "saw_op", "saw_module", "after_trace"),
+}
+
+
+@dataclass(slots=True)
+class Row:
+    """What one part costs.
+
+    Attributes:
+        label: of the part.
+        calls_per_step: how often it comes in the window.
+        ms: of one call.
+        ms_per_step: divided by how often it comes.
+    """
+
+    label: str
+    calls_per_step: float
+    ms: float
+    ms_per_step: float
+
+
+@dataclass(slots=True)
+class Costs:
+    """What a watch costs one loop.
+
+    Attributes:
+        step_ms: of the loop without it: the whole less the parts.
+        rows: what comes all the time.
+        start_s: of the first steps, all parts together.
+        parts_ms: of all rows, per step.
+    """
+
+    step_ms: float
+    rows: list[Row]
+    start_s: float
+    parts_ms: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parts_ms = sum(row.ms_per_step for row in self.rows)
+
+    @property
+    def share(self) -> float:
+        """Return what part of a step they take."""
+        return self.parts_ms / self.step_ms
+
+
+def time_watch(ledger: Ledger) -> None:
+    """Time every part of `run.watch` and `run.compute` from here on."""
+    for owner, name, label in (
+        (Watching, "compute", "run.compute"),
+        (Postmortem, "begin_call", "what it takes to run a call again"),
+        (Postmortem, "end_step", "what it takes to run a call again"),
+        (Engine, "compute", "engine"),
+        (Engine, "begin_look", "engine"),
+        (Engine, "before_step", "engine"),
+        (Engine, "after_step", "engine"),
+        (Engine, "end_step", "engine"),
+        (Reports, "flush", "engine"),
+        (GradGuard, "sees_bad", "guard of gradients"),
+        (Watch, "_before", "hooks of the optimizer"),
+        (Watch, "_after", "hooks of the optimizer"),
+        (Engine, "_run_traced", TRACED),
+        (Tape, "saw_function", f"{TRACE}: tape"),
+        (Tape, "saw_op", f"{TRACE}: tape"),
+    ):
+        ledger.time_part(owner, name, label)
+    ledger.time_part(Engine, "_rehearse", TRACED, is_opaque=True)
+    for kind in (GradNorm, *DETECTORS):
+        for when, methods in WHEN.items():
+            for method in methods:
+                if getattr(kind, method) is not getattr(Detector, method):
+                    label = f"{when}: {kind.name}"
+                    ledger.time_part(kind, method, label, is_opaque=True)
+
+
+def time_phases(ledger: Ledger, forward: tuple[type, str], engine: Callable[[], Engine]) -> None:
+    """Time what a loop does itself, to see what tracing and gradient hooks add to it.
+
+    Args:
+        ledger: of the loop.
+        forward: class and name of the method that is computed.
+        engine: returns the engine, once there is one.
+    """
+    ledger.time_phase(*forward, f"{TRACE}: forward", lambda: ledger.is_within(TRACED))
+    ledger.time_phase(Tensor, "backward", "look: backward", lambda: engine().is_looking)
+
+
+def sum_up(parts: dict[str, Part], steps: int, loop_s: float, start: dict[str, Part]) -> Costs:
+    """Return what parts cost, divided by how often they come.
+
+    Args:
+        parts: of the window.
+        steps: of the window.
+        loop_s: that the window took, parts included.
+        start: the parts of the first steps.
+    """
+    traced = parts.get(TRACED, Part()).calls
+    of_run = int(math.log2(RUN_STEPS / START_STEPS)) / (RUN_STEPS - START_STEPS)
+    rows = []
+    for label, part in sorted(parts.items()):
+        per_step = 1000 * part.seconds / steps
+        if label.startswith(TRACE) and traced:
+            per_step *= of_run * steps / traced
+        rows.append(Row(label, part.calls / steps, 1000 * part.seconds / part.calls, per_step))
+    spent_s = sum(part.seconds for part in parts.values())
+    start_s = sum(part.seconds for part in start.values())
+    return Costs(1000 * (loop_s - spent_s) / steps, rows, start_s)
+
+
+def measure_parts(size: Size, steps: int) -> Costs:
+    """Return what a watch costs a plain loop, after its first steps."""
+    with Ledger() as ledger:
+        time_watch(ledger)
+        run = WatchedLines(every=None)
+        time_phases(ledger, (PlainLoop, "measure"), lambda: run.engine)
+        loop = PlainLoop(size, run)
+        for _ in range(START_STEPS):
+            loop.step()
+        start = ledger.take()
+        began = time.perf_counter()
+        for _ in range(steps):
+            loop.step()
+        loop_s = time.perf_counter() - began
+        costs = sum_up(ledger.take(), steps, loop_s, start)
+        run.close()
+    return costs
