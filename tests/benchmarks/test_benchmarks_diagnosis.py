@@ -193,7 +193,7 @@ def test_who_is_not_there_is_left_out_and_said_so(monkeypatch, capsys):
     monkeypatch.setattr(bench_diagnosis, "list_plants", lambda: [PLANTS["dead-pixel"]])
     monkeypatch.setattr(bench_diagnosis, "list_healthy", lambda: [])
     monkeypatch.setattr(bench_diagnosis.torch, "set_num_threads", lambda count: None)
-    monkeypatch.setattr(Scripted, "answers", {"dead-pixel": Said(3, "stem")})
+    monkeypatch.setattr(Scripted, "answers", {"dead-pixel": Said(3, "")})
     monkeypatch.setattr(sys, "argv", ["bench", "--no-cost"])
     assert bench_diagnosis.main() == 0
     out = capsys.readouterr().out
