@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from registry.events import Severity
 from registry.queries import Reader
 from registry.views import FindingRow, RunDetail
 from tsx.curves.losses import find_leaps, find_onset, find_standstill
@@ -18,8 +19,8 @@ from tsx.curves.siblings import find_departure
 CHECKS: tuple[Callable[[Recorded], Iterator[FindingRow]], ...] = (
     find_onset,
     find_leaps,
-    find_standstill,
     find_unreached_rate,
+    find_standstill,
     find_misscaled_aux,
     find_slowdown,
     find_departure,
@@ -29,7 +30,6 @@ _EXPLAINED_BY = {
     "nan-onset": ("nan-origin", "non-finite"),
     "sibling-jump": ("nan-onset", "loss-spike", "plateau", "nan-origin", "lr"),
     "plateau": ("lr", "frozen-param"),
-    "lr": ("config-lint",),
 }
 _ANY_STEP = ("plateau", "lr", "aux-scale", "throughput")  # faults of a whole run
 _NEAR = 2  # log lines between a fault and the curve that shows it
@@ -57,18 +57,11 @@ def _find_gap(recorded: Recorded) -> float:
 
 
 def _is_explained(finding: FindingRow, known: Sequence[FindingRow], reach: float) -> bool:
-    """Return whether a known finding tells the same fault."""
+    """Return whether a known finding tells the same fault; a remark explains no more than one."""
     kinds = (finding.kind, *_EXPLAINED_BY.get(finding.kind, ()))
     return any(
         other.kind in kinds
-        and _is_about(finding, other)
+        and (other.severity != Severity.INFO or finding.severity == Severity.INFO)
         and (finding.kind in _ANY_STEP or abs(other.step - finding.step) <= reach)
         for other in known
     )
-
-
-def _is_about(finding: FindingRow, other: FindingRow) -> bool:
-    """Return whether a remark on the config is about what a curve shows."""
-    if other.kind != "config-lint":
-        return True
-    return finding.kind == "lr" and other.module.startswith("optim.")

@@ -1,9 +1,9 @@
 """Settings that contradict the run they are in, found before it starts.
 
-Owns remarks on a config that is valid (`tsx.config` refuses what is not): a learning rate that
-never arrives, an interval that never fires, a setting that does nothing or is given twice, series
-that are trained on and scored as out-of-distribution. Pure: config and facts in, findings out; no
-torch, no numpy.
+Owns remarks on a config that is valid (`tsx.config` refuses what is not): a setting that does
+nothing or is given twice, sizes that do not fit, series that are trained on and scored as
+out-of-distribution; a rate that never arrives and an interval that never fires, which have kinds of
+their own. Pure: config and facts in, findings out; no torch, no numpy.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ class Remark:
     """One finding about one key, before it has a time."""
 
     key: str  # "optim.warmup_steps"
+    mechanism: str  # slug of the cause
     cause: str
     evidence: dict[str, Any]
     fix: str
     severity: Severity = Severity.WARNING
     phase: str = "config"
+    kind: str = "config-lint"
 
 
 def lint(config: RunConfig, facts: DataFacts, *, time: float = 0.0) -> list[Finding]:
@@ -52,12 +54,12 @@ def lint(config: RunConfig, facts: DataFacts, *, time: float = 0.0) -> list[Find
     return [
         Finding(
             time=time,
-            kind="config-lint",
+            kind=remark.kind,
             severity=remark.severity,
             phase=remark.phase,
             module=remark.key,
             cause=remark.cause,
-            evidence=remark.evidence,
+            evidence={"mechanism": remark.mechanism, **remark.evidence},
             fix=remark.fix,
         )
         for check in CHECKS
@@ -71,9 +73,11 @@ def _check_warmup(config: RunConfig, _: DataFacts) -> Iterator[Remark]:
         reached = config.optim.lr * steps / warmup
         yield Remark(
             "optim.warmup_steps",
+            "warm-up-longer-than-run",
             "the warm-up is as long as the run or longer: the learning rate never arrives",
             {"warmup_steps": warmup, "steps": steps, "lr": config.optim.lr, "reached_lr": reached},
             f"set optim.warmup_steps below {steps}; without it a tenth of the run is used",
+            kind="lr",
         )
 
 
@@ -91,9 +95,11 @@ def _check_intervals(config: RunConfig, _: DataFacts) -> Iterator[Remark]:
         if every > steps > 0:
             yield Remark(
                 key,
+                "interval-longer-than-run",
                 f"the interval is longer than the run and never fires: {consequence}",
                 {key: every, "train.steps": steps},
                 f"set {key} to {steps} or less",
+                kind="interval-never-fires",
             )
 
 
@@ -131,6 +137,7 @@ def _check_evaluation(config: RunConfig, facts: DataFacts) -> Iterator[Remark]:
         if config.train.checkpoint_every > 0:
             yield Remark(
                 "eval.every",
+                "nothing-evaluated",
                 "nothing is evaluated, so no checkpoint can be called the best; the last is kept",
                 {"eval.every": 0, "train.checkpoint_every": config.train.checkpoint_every},
                 "set eval.every to keep the best checkpoint too",
@@ -140,6 +147,7 @@ def _check_evaluation(config: RunConfig, facts: DataFacts) -> Iterator[Remark]:
     if not facts.has_val:
         yield Remark(
             "eval.every",
+            "no-validation-series",
             "there are no validation series to evaluate on",
             {"eval.every": section.every, "data.val_split": config.data.val_split},
             "raise data.val_split, or set eval.every=0",
@@ -157,6 +165,7 @@ def _check_repeated(config: RunConfig, _: DataFacts) -> Iterator[Remark]:
         if twice:
             yield Remark(
                 f"data.{key}",
+                "given-twice",
                 "a pattern is given more than once",
                 {"patterns": twice},
                 f"give each pattern of data.{key} once",
@@ -165,6 +174,7 @@ def _check_repeated(config: RunConfig, _: DataFacts) -> Iterator[Remark]:
     if both:
         yield Remark(
             "data.exclude",
+            "included-and-excluded",
             "a pattern is both included and excluded; the exclusion wins",
             {"patterns": both},
             "take it out of data.include or data.exclude",
@@ -178,6 +188,7 @@ def _check_amounts(config: RunConfig, facts: DataFacts) -> Iterator[Remark]:
     if 0 < train.fixed_batches < train.grad_accum_steps:
         yield Remark(
             "train.grad_accum_steps",
+            "same-batch-in-one-step",
             "one step reads the same fixed batches more than once: more cost, the same gradient",
             {"grad_accum_steps": train.grad_accum_steps, "fixed_batches": train.fixed_batches},
             f"set train.grad_accum_steps to {train.fixed_batches} or less",
@@ -185,6 +196,7 @@ def _check_amounts(config: RunConfig, facts: DataFacts) -> Iterator[Remark]:
     elif train.steps and 0 < (facts.train_windows or 0) < step_windows and not train.fixed_batches:
         yield Remark(
             "train.batch_size",
+            "step-larger-than-data",
             "one step reads more windows than there are: some are read more than once in a step",
             {"windows_per_step": step_windows, "train_windows": facts.train_windows},
             "lower train.batch_size or train.grad_accum_steps, or read more data",
@@ -195,6 +207,7 @@ def _check_amounts(config: RunConfig, facts: DataFacts) -> Iterator[Remark]:
     if too_far:
         yield Remark(
             "model.horizons",
+            "horizon-longer-than-context",
             "part of a head looks further than a window reaches and is never trained",
             {"horizons": too_far, "reach": reach, "context_length": data.context_length},
             "raise data.context_length or drop the horizon",
@@ -202,10 +215,10 @@ def _check_amounts(config: RunConfig, facts: DataFacts) -> Iterator[Remark]:
     if data.stride > data.context_length:
         yield Remark(
             "data.stride",
+            "stride-longer-than-context",
             "windows leave gaps between them: some points are never read",
             {"stride": data.stride, "context_length": data.context_length},
             f"set data.stride to {data.context_length} or less",
-            Severity.INFO,
         )
 
 
@@ -213,6 +226,7 @@ def _check_leak(config: RunConfig, facts: DataFacts) -> Iterator[Remark]:
     if facts.leaks:
         yield Remark(
             "data.ood_path" if config.data.ood_path else "data.ood_include",
+            "trained-on-ood",
             "series of the OOD set were also in the training set; they are left out of training",
             {"data_sets": list(facts.leaks)},
             "exclude them from training with data.exclude",
@@ -234,7 +248,7 @@ CHECKS: tuple[Callable[[RunConfig, DataFacts], Iterator[Remark]], ...] = (
 def _useless(key: str, value: object, reason: str) -> Remark:
     """Return the remark on a setting that changes nothing."""
     cause = f"{key} has no effect: {reason}"
-    return Remark(key, cause, {key: value}, f"take {key} out of the recipe")
+    return Remark(key, "no-effect", cause, {key: value}, f"take {key} out of the recipe")
 
 
 def _is_set(section: object, key: str) -> bool:

@@ -184,18 +184,18 @@ def test_one_fault_is_one_finding(find):
     assert kinds(find({"train/loss": loss}, "aaaa0002", events=[elsewhere])) == ["nan-onset"]
 
 
-def test_a_remark_on_the_config_explains_its_own_curve_alone(find):
+def test_a_fault_of_the_whole_run_is_explained_at_any_step_and_not_by_an_info(find):
     rates = [1e-3 * at / 10_000 for at in range(1, 81)]
-    remark = Finding(
-        time=1.0,
-        kind="config-lint",
-        severity=Severity.WARNING,
-        module="optim.warmup_steps",
-        cause="the warm-up is longer than the run",
-    )
-    curves = {"train/loss": [1.0] * 80, "train/lr": rates}
-    assert kinds(find(curves, events=[remark])) == ["plateau"]
-    assert kinds(find(curves, "aaaa0002")) == ["plateau", "lr"]
+    curves = {"train/loss": falling(points=80), "train/lr": rates}
+    told = Finding(time=1.0, kind="lr", severity=Severity.WARNING, cause="the warm-up is too long")
+    info = Finding(time=1.0, kind="lr", severity=Severity.INFO, cause="weight decay on norms")
+    assert find(curves, events=[told]) == []
+    assert kinds(find(curves, "aaaa0002", events=[info])) == ["lr"]
+
+
+def test_a_loss_that_stands_under_a_rate_that_never_arrives_is_told_once(find):
+    curves = {"train/loss": [1.0] * 80, "train/lr": [1e-7] * 80}
+    assert kinds(find(curves)) == ["lr"]
 
 
 def test_a_run_without_curves_tells_nothing(find):

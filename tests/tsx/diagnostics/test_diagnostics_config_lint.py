@@ -6,6 +6,8 @@ import sys
 import pytest
 
 from registry.events import Severity
+from tests.faults.embedded import make_config, write_series
+from tests.faults.plant import list_plants
 from tsx.config import decode
 from tsx.diagnostics.config_lint import DataFacts, lint
 
@@ -22,6 +24,8 @@ def found(facts=FACTS, **changes):
     return lint(decode(raw), facts, time=12.5)
 
 
+KINDS = {"optim.warmup_steps": "lr", "train.log_every": "interval-never-fires"}
+KINDS |= {"train.checkpoint_every": "interval-never-fires"}
 CASES = [
     # warm-up
     ({"optim__warmup_steps": 10_000, "train__steps": 80}, "optim.warmup_steps"),
@@ -61,7 +65,9 @@ def test_each_oddity_is_found_alone(changes, key):
     findings = found(**changes)
     assert [finding.module for finding in findings] == [key]
     (finding,) = findings
-    assert finding.kind == "config-lint"
+    kind = "interval-never-fires" if changes.get("eval__every") == 500 else KINDS.get(key)
+    assert finding.kind == (kind or "config-lint")
+    assert finding.evidence["mechanism"]
     assert finding.severity in {Severity.INFO, Severity.WARNING}
     assert finding.time == 12.5
     assert finding.cause
@@ -96,7 +102,7 @@ def test_ood_series_in_the_training_set():
     facts = DataFacts(leaks=("finance/exchange_rate",))
     (finding,) = found(facts, data__ood_include=["finance/*"])
     assert (finding.module, finding.phase) == ("data.ood_include", "data")
-    assert finding.evidence == {"data_sets": ["finance/exchange_rate"]}
+    assert finding.evidence["data_sets"] == ["finance/exchange_rate"]
     (finding,) = found(facts, data__ood_path="elsewhere")
     assert finding.module == "data.ood_path"
 
@@ -119,6 +125,21 @@ def test_patches_shorten_the_reach_of_a_head():
     assert found(model__patch_len=16, model__horizons=[497]) == []
     (finding,) = found(model__patch_len=16, model__horizons=[498])
     assert finding.evidence["reach"] == 497
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [plant for plant in list_plants() if plant.kind == "config-lint"],
+    ids=lambda plant: plant.name,
+)
+def test_a_planted_config_is_found_in_a_run(plant, tmp_path):
+    """Each planted config, as the trainer reads it on the planted data."""
+    config = make_config(write_series(tmp_path), plant.config)
+    facts = DataFacts(has_val=config.data.val_split > 0, has_ood=False)
+    (finding,) = [f for f in lint(config, facts) if f.severity is not Severity.INFO]
+    assert finding.kind == plant.kind
+    assert finding.severity == plant.severity
+    assert finding.evidence["mechanism"] == plant.mechanism
 
 
 def test_lint_needs_neither_torch_nor_numpy():
