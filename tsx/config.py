@@ -216,6 +216,7 @@ class DiagnosticsConfig(_Section, frozen=True, kw_only=True):
     """What is watched while a run trains."""
 
     on_nonfinite: OnNonFinite = OnNonFinite.HALT
+    watch: bool = True  # detectors look at calls, operations, steps and lines as the run trains
 
 
 class PerfConfig(_Section, frozen=True, kw_only=True):

@@ -1,7 +1,6 @@
-"""Hosts the detectors of one watched model: shows them the loop, guards it against them.
+"""Hosts the detectors of one watched model: calls, steps and lines pass through here.
 
-Whatever a detector does, training goes on: one that raises is told of as `detector-failed` and is
-asked no more. What each costs is kept in `costs_s`.
+Whatever a detector does, training goes on; see `tsx.diagnostics.panel`.
 """
 
 from __future__ import annotations
@@ -16,15 +15,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tsx.diagnostics.detector import Call, Detector, Look, Scene
+from tsx.diagnostics.panel import Panel
 from tsx.diagnostics.replay import Rewinder, set_generators
 from tsx.diagnostics.tape import Tape, is_traceable
 
 MAX_LINES = 256  # logged and not yet seen
-_METHODS = (
-    *("before_call", "after_call", "saw_function", "saw_op", "saw_module", "after_trace"),
-    *("begin_look", "before_step", "after_step", "end_step", "saw_loss", "saw_values"),
-    *("raised", "close"),
-)
 
 
 class Engine:
@@ -39,7 +34,7 @@ class Engine:
 
     Attributes:
         is_looking: the step under way is looked at.
-        costs_s: seconds spent so far, by detector; "trace" for traced calls beyond their own time.
+        panel: of the detectors.
     """
 
     def __init__(
@@ -51,22 +46,14 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.scene = scene
-        self.detectors = list(detectors)
+        self.panel = Panel(scene, detectors, clock)
         self.is_looking = True
-        self.costs_s: dict[str, float] = {}
         self._clock = clock
         self._is_compiled = is_compiled
         self._calls = 0
         self._training_calls = 0
         self._traces = 0
         self._lines: deque[tuple[Any, int]] = deque(maxlen=MAX_LINES)
-        self._who: dict[str, list[Detector]] = {}
-        self._sort()
-
-    def host(self, detector: Detector) -> None:
-        """Show the loop to one more detector, before all others."""
-        self.detectors.insert(0, detector)
-        self._sort()
 
     def compute(
         self,
@@ -88,50 +75,55 @@ class Engine:
             result = self._run(call)
         except BaseException as error:
             call.ended_s = self._clock()
-            self._ask_all("raised", call, error)
+            self.panel.ask_all("raised", call, error)
             self._flush()
             raise
         call.ended_s = self._clock()
         call.result = result
         loss = find_loss(result)
         call.loss = loss if isinstance(loss, Tensor | float | int) else None
-        self._ask_all("after_call", call)
+        self.panel.ask_all("after_call", call)
         return result
 
     def saw_loss(self, loss: float, step: int) -> None:
         """Show a loss that is on the host now."""
-        self._ask_all("saw_loss", loss, step)
+        self.panel.ask_all("saw_loss", loss, step)
 
     def log(self, values: Any, step: int) -> None:
         """Keep a line that was logged; it is shown after the next step, for this has to be fast."""
         self._lines.append((values, step))
 
+    @property
+    def is_trace_due(self) -> bool:
+        """Whether the next call that trains is traced: the 1st, 2nd, 4th, 8th ... of them."""
+        number = self._training_calls + 1
+        return number & (number - 1) == 0 and not (self._is_compiled and self._traces)
+
     def begin_look(self) -> None:
         """The step that begins now is looked at."""
         self.is_looking = True
-        self._ask_all("begin_look", self.scene.step)
+        self.panel.ask_all("begin_look", self.scene.step)
 
     def before_step(self, look: Look) -> dict[str, Tensor | float]:
         """Show an optimizer that is about to step; return values for the next line."""
-        return self._collect("before_step", look)
+        return self.panel.collect("before_step", look)
 
     def after_step(self, look: Look) -> dict[str, Tensor | float]:
         """Show an optimizer that has stepped; return values for the next line."""
-        return self._collect("after_step", look)
+        return self.panel.collect("after_step", look)
 
     def end_step(self, optimizer: Optimizer) -> None:
         """An optimizer has stepped: what was found is said now."""
         if not any(optimizer is other for other in self.scene.optimizers):
             self.scene.optimizers.append(optimizer)
         self._show_lines()
-        self._ask_all("end_step", optimizer, self.scene.step)
+        self.panel.ask_all("end_step", optimizer, self.scene.step)
         self._flush()
 
     def close(self, *, is_whole: bool) -> None:
         """The run is over; see `Detector.close`."""
         self._show_lines()
-        for detector in list(self._who["close"]):
-            self._ask(detector, "close", is_whole=is_whole)
+        self.panel.ask_all("close", is_whole=is_whole)
         self.scene.reports.close()
 
     def _begin(
@@ -148,27 +140,26 @@ class Engine:
             torch.is_grad_enabled(),
             self.is_looking,
         )
-        self._ask_all("before_call", call)
+        self.panel.ask_all("before_call", call)
         call.began_s = self._clock()
         return call
 
     def _run(self, call: Call) -> Any:
-        """Run a call, traced if it is its turn: the 1st, 2nd, 4th, 8th ... that trains."""
+        """Run a call, traced if it is its turn."""
         if not (call.is_training and call.is_grad):
             return call.fn(*call.args, **call.kwargs)
+        is_due = self.is_trace_due
         self._training_calls += 1
-        is_turn = self._training_calls & (self._training_calls - 1) == 0
-        if not is_turn or (self._is_compiled and self._traces) or not is_traceable():
+        if not is_due or not is_traceable():
             return call.fn(*call.args, **call.kwargs)
         self._traces += 1
-        tape = Tape(self._traces, self.scene.model, self.detectors, self._ask_traced)
+        tape = Tape(self._traces, self.scene.model, self.panel.detectors, self.panel.ask_one)
         if self._is_compiled:
             self._rehearse(tape, call)
             result = call.fn(*call.args, **call.kwargs)
         else:
             result = self._run_traced(tape, call)
-        for detector in list(self._who["after_trace"]):
-            self._ask(detector, "after_trace", tape)
+        self.panel.ask_all("after_trace", tape)
         if self._traces == 1:
             self._flush()
         return result
@@ -184,7 +175,7 @@ class Engine:
         except Exception as error:
             set_generators(moment)
             result = call.fn(*call.args, **call.kwargs)
-            self._tell("trace", error)
+            self.panel.tell("trace", error)
             return result
 
     def _rehearse(self, tape: Tape, call: Call) -> None:
@@ -193,65 +184,21 @@ class Engine:
             with tape.trial(training=True, grad=True), tape.recording():
                 call.fn(*call.args, **call.kwargs)
         except Exception as error:
-            self._tell("trace", error)
-
-    def _ask_traced(self, detector: Detector, method: str, args: tuple[Any, ...]) -> None:
-        if detector in self.detectors:
-            self._ask(detector, method, *args)
-
-    def _ask_all(self, method: str, *args: Any) -> None:
-        for detector in list(self._who[method]):
-            self._ask(detector, method, *args)
-
-    def _ask(self, detector: Detector, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Ask one detector; one that fails is told of and asked no more."""
-        began = self._clock()
-        try:
-            return getattr(detector, method)(*args, **kwargs)
-        except Exception as error:
-            self.detectors.remove(detector)
-            self._sort()
-            self._tell(detector.name, error)
-            return None
-        finally:
-            spent = self._clock() - began
-            self.costs_s[detector.name] = self.costs_s.get(detector.name, 0.0) + spent
-
-    def _collect(self, method: str, look: Look) -> dict[str, Tensor | float]:
-        values: dict[str, Tensor | float] = {}
-        for detector in list(self._who[method]):
-            values |= self._ask(detector, method, look) or {}
-        return values
+            self.panel.tell("trace", error)
 
     def _show_lines(self) -> None:
         """Show the lines that were logged since the last step."""
         while self._lines:
             values, step = self._lines.popleft()
             if isinstance(values, Mapping):
-                self._ask_all("saw_values", values, step)
+                self.panel.ask_all("saw_values", values, step)
 
     def _flush(self) -> None:
         if self.scene.reports.is_pending:
             try:
                 self.scene.reports.flush()
             except Exception as error:
-                self._tell("reports", error)
-
-    def _sort(self) -> None:
-        """Note who overrides what: nobody else is asked."""
-        self._who = {
-            method: [
-                detector
-                for detector in self.detectors
-                if getattr(type(detector), method) is not getattr(Detector, method)
-            ]
-            for method in _METHODS
-        }
-
-    def _tell(self, name: str, error: Exception) -> None:
-        cause = f"the detector {name} failed and is off: {type(error).__name__}"
-        fix = "train on without it"
-        self.scene.voice.warn("detector-failed", name, cause, fix, error=error)
+                self.panel.tell("reports", error)
 
 
 def has_compiled_parts(model: nn.Module) -> bool:

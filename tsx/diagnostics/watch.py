@@ -212,16 +212,7 @@ class Watch:
 
     def _begin(self, optimizer: Optimizer, pace: Pace) -> Look | None:
         """Return what there is to see; None where nothing has a gradient."""
-        names, params, grads = [], [], []
-        for group in optimizer.param_groups:
-            for param in group["params"]:
-                name = self._names.get(id(param))
-                if name is None or param.grad is None:
-                    continue
-                grad = param.grad.detach()
-                names.append(name)
-                params.append(param)
-                grads.append(grad.coalesce().values() if grad.is_sparse else grad)
+        names, params, grads = list_gradients(optimizer, self._names)
         if not names:
             self._voice.warn(
                 "no-gradient",
@@ -246,6 +237,23 @@ class Watch:
     def _warn(self, name: str, error: Exception) -> None:
         cause = f"the detector {name} failed and is off: {type(error).__name__}"
         self._voice.warn("detector-failed", name, cause, "train on without it", error=error)
+
+
+def list_gradients(
+    optimizer: Optimizer, known: Mapping[int, str]
+) -> tuple[list[str], list[Tensor], list[Tensor]]:
+    """Return names, parameters and gradients of what has one; values of a sparse one."""
+    names, params, grads = [], [], []
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            name = known.get(id(param))
+            if name is None or param.grad is None:
+                continue
+            grad = param.grad.detach()
+            names.append(name)
+            params.append(param)
+            grads.append(grad.coalesce().values() if grad.is_sparse else grad)
+    return names, params, grads
 
 
 def unwrap(model: nn.Module) -> nn.Module:

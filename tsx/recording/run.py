@@ -12,7 +12,7 @@ import itertools
 import os
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
@@ -24,12 +24,12 @@ from tsx.launch.exit_reason import EXIT_OF_STATUS, Ending
 from tsx.recording.end import ProgramEnd, explain_exception
 from tsx.recording.lines import RunLines
 from tsx.recording.steps import MAX_STEP, StepCount
-from tsx.recording.watching import Call, Watching
+from tsx.recording.watchable import Watchable
+from tsx.recording.watching import Watching
 from tsx.trainer.telemetry import Pulse
 
 if TYPE_CHECKING:
-    from torch import nn
-    from torch.optim import Optimizer
+    pass
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class RunFacts(NamedTuple):
     folder: Path
 
 
-class Run:
+class Run(Watchable):
     """A run that is being recorded; made by `tsx.init`. A context manager, safe in threads.
 
     Attributes:
@@ -106,11 +106,6 @@ class Run:
         return self._lines.dropped
 
     @property
-    def last_call(self) -> Call | None:
-        """The last function that `compute` called, with its arguments and its step."""
-        return self._watching.last_call
-
-    @property
     def is_finished(self) -> bool:
         """Whether the run has ended: `log` raises."""
         return self._is_finished
@@ -155,55 +150,6 @@ class Run:
         telemetry.step, telemetry.last_emit = step, now
         if self._watching.hear is not None:
             self._watching.hear(values, step)
-
-    def watch(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer | None = None,
-        *,
-        causal: bool | None = None,
-        steps: int | None = None,
-        intervals: Mapping[str, int] | None = None,
-        fixed_batch: bool = False,
-        every: int | None = None,
-    ) -> None:
-        """Look at a model as it trains: for what is wrong with it, its data and its loop.
-
-        Records `watch/grad_norm` and `watch/update_ratio` on the next line that is logged, and
-        findings; `tsx diagnose` shows them. Ends with the run.
-
-        Args:
-            model: the module that trains.
-            optimizer: only this one's steps; default every optimizer that holds its parameters.
-            causal: the model must not see the future of a sequence (True), or may (False); default
-                it must not where its targets are its inputs, shifted.
-            steps: of the optimizer, that the run is to have.
-            intervals: key that is logged to the steps between two of its lines.
-            fixed_batch: one batch is repeated on purpose.
-            every: steps from one look to the next; default as many as keep its cost below 0.5 %.
-        """
-        self._check_open()
-        self._watching.watch(
-            model,
-            optimizer,
-            every=every,
-            causal=causal,
-            steps=steps,
-            intervals=dict(intervals or {}),
-            fixed_batch=fixed_batch,
-        )
-
-    def compute(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return `fn(*args, **kwargs)`, remembered as `last_call` so that it can be replayed.
-
-        A loss in the result (a scalar, the first of a tuple, `["loss"]` or `.loss`) that is not
-        finite becomes a finding. What `fn` raises comes out as it is, with a note of the step.
-
-        Raises:
-            RunClosed: the run is finished.
-        """
-        self._check_open()
-        return self._watching.compute(fn, *args, **kwargs)
 
     def finish(self, status: str = "completed", reason: str = "") -> None:
         """End the run. A second call does nothing; nor does a call in a forked child.

@@ -55,7 +55,9 @@ class Instruments:
         self._launches = None
         if not self._is_compiled:
             return self._compile()
-        if self._profiler is not None and self._profiler.is_warm:
+        is_warm = self._profiler is not None and self._profiler.is_warm
+        is_traced = self._session.diagnosis.is_trace_due and not self._session.timer.is_warming_up
+        if is_warm or is_traced:
             with self._session.timer.paused():
                 report = take_step(self._session)
         elif self._is_counting_due():

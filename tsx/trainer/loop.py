@@ -84,6 +84,7 @@ def train(
                 with pulse:
                     return Trainer(session, stop, pulse, Instruments(session, folder)).run()
             finally:
+                session.diagnosis.close(is_whole=False)
                 memory = {
                     "sys/peak_mem_gib": session.memory.read_gib(),
                     "sys/base_mem_gib": session.base_gib,
@@ -132,6 +133,7 @@ class Trainer:
     def run(self) -> Outcome:
         """Train until the last step, or until there is a reason to stop before it."""
         self._instruments.start()
+        self._session.diagnosis.start(self._session)
         if self.step == 0:
             self._evaluate_when_due()
         while self.step < self._config.train.steps:
@@ -143,6 +145,7 @@ class Trainer:
             self._session.telemetry.step = self.step
             if report.finding is not None:
                 self._watch.see(report.finding)
+                self._session.diagnosis.note(report.finding)
             if report.halted:
                 return self._diverge(report)
             self._log_when_due(report)
@@ -161,7 +164,9 @@ class Trainer:
         if speed is not None:
             values |= speed.to_metrics()
             self._doubt_peak(speed)
-        self._session.telemetry.metrics(self.step, values | self._pulse.take_device_means())
+        values |= self._pulse.take_device_means()
+        self._session.telemetry.metrics(self.step, values)
+        self._session.diagnosis.log(values, self.step)
 
     def _doubt_peak(self, speed: Speed) -> None:
         """Say, once, that no run is faster than its device: the peak is wrong."""
@@ -238,5 +243,6 @@ class Trainer:
 
     def _end(self, status: Status, reason: str) -> Outcome:
         self._watch.flush()
+        self._session.diagnosis.close(is_whole=status is Status.COMPLETED)
         self._instruments.finish()
         return Outcome(status, reason, self.step)

@@ -11,8 +11,9 @@ E experts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -115,16 +116,44 @@ def compute_loss(
     return losses.pred + config.aux_loss_weight * share * losses.aux, losses, forecast
 
 
+def _call(fn: Callable[..., Any], **tensors: Tensor) -> Any:
+    """Return what a function gives."""
+    return fn(**tensors)
+
+
 def accumulate_gradients(
-    model: Forecaster, batches: Sequence[Batch], precision: Precision, device: torch.device
+    model: Forecaster,
+    batches: Sequence[Batch],
+    precision: Precision,
+    device: torch.device,
+    *,
+    compute: Callable[..., Any] = _call,
 ) -> StepLoss:
-    """Run forward and backward over the micro-batches of one step; gradients add up in `.grad`."""
+    """Run forward and backward over the micro-batches of one step; gradients add up in `.grad`.
+
+    Args:
+        model: predicts.
+        batches: of one step.
+        precision: of the forward pass.
+        device: that trains.
+        compute: calls a function with tensors by name; what looks at calls stands there.
+    """
     counts_O, share = weigh(model.config, batches, device), 1.0 / len(batches)
     parts: list[Losses] = []
     routing: list[tuple[RouterStats, ...]] = []
+
+    def run(**tensors: Tensor) -> tuple[Tensor, Losses, Forecast]:
+        data = DeviceBatch(**tensors)
+        return compute_loss(model, data, precision, counts_O=counts_O, share=share)
+
     for batch in batches:
-        loss, losses, forecast = compute_loss(
-            model, move_batch(batch, device), precision, counts_O=counts_O, share=share
+        data = move_batch(batch, device)
+        loss, losses, forecast = compute(
+            run,
+            input_BC=data.input_BC,
+            input_mask_BC=data.input_mask_BC,
+            target_BC=data.target_BC,
+            target_mask_BC=data.target_mask_BC,
         )
         torch.autograd.backward(loss)
         parts.append(losses)

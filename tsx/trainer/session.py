@@ -35,6 +35,7 @@ from tsx.perf.timing import IntervalTimer
 from tsx.trainer import optim, rng
 from tsx.trainer.checkpoint import Best, CheckpointFolder, CheckpointState
 from tsx.trainer.compiling import GRAPH_MODES, check_can_compile, compile_blocks
+from tsx.trainer.diagnosing import Diagnosis
 from tsx.trainer.memory_errors import check_capacity
 from tsx.trainer.resume import (
     ResumePoint,
@@ -77,6 +78,7 @@ class Session:
     memory: PeakMemory
     base_gib: float = 0.0  # memory held right before the model was built
     progress: Progress = field(default_factory=Progress)
+    diagnosis: Diagnosis = field(default_factory=Diagnosis)
 
 
 def prepare(

@@ -94,11 +94,14 @@ def take_step(session: Session) -> StepReport:
     optim.set_lr(session.optimizer, lr)
     session.optimizer.zero_grad(set_to_none=True)
     batches = _read_batches(session)
-    loss = accumulate_gradients(model, batches, session.precision, session.device)
+    loss = accumulate_gradients(
+        model, batches, session.precision, session.device, compute=session.diagnosis.compute
+    )
     norm = optim.measure_grad_norm(model.parameters())
     scalars = None
     if _is_worth_reading(session, step):
         scalars = _read(loss, norm)
+        session.diagnosis.saw_loss(_get_loss(session, scalars), step)
     finding = None if scalars is None else _inspect(session, batches, scalars, step)
     if finding is not None and policy is OnNonFinite.HALT:
         return StepReport(step, lr, loss, scalars, finding, halted=True)
@@ -117,7 +120,7 @@ def get_step_metrics(session: Session, report: StepReport) -> dict[str, float]:
     assert report.scalars is not None
     pred, aux, norm = report.scalars
     values = {
-        "train/loss": pred + session.config.model.aux_loss_weight * aux,
+        "train/loss": _get_loss(session, report.scalars),
         "train/pred": pred,
         "train/aux": aux,
         "train/lr": report.lr,
@@ -149,12 +152,17 @@ def _read(loss: StepLoss, norm: Tensor) -> tuple[float, float, float]:
     return pred, aux, total
 
 
+def _get_loss(session: Session, scalars: tuple[float, float, float]) -> float:
+    """Return the loss of a step from pred, aux and gradient norm."""
+    return scalars[0] + session.config.model.aux_loss_weight * scalars[1]
+
+
 def _inspect(
     session: Session, batches: list[Batch], scalars: tuple[float, float, float], step: int
 ) -> Finding | None:
     """Return the finding of a step that is not finite, before its gradients are touched."""
-    pred, aux, norm = scalars
-    loss = pred + session.config.model.aux_loss_weight * aux
+    norm = scalars[2]
+    loss = _get_loss(session, scalars)
     if is_finite_step(loss, norm):
         return None
     halts = session.config.diagnostics.on_nonfinite is OnNonFinite.HALT

@@ -253,7 +253,7 @@ def test_a_detector_that_fails_is_off_and_the_others_go_on(run, make_model, list
             raise ZeroDivisionError("inside")
 
     engine = run._watching._watches[0].engine
-    engine.host(Broken(engine.scene))
+    engine.panel.host(Broken(engine.scene))
     train(model, optimizer, 2, run)
     (finding,) = list_findings()
     assert (finding.kind, finding.module) == ("detector-failed", "broken")

@@ -206,7 +206,7 @@ def test_missing_data_is_said_before_anything_is_emitted(lab):
     ],
 )
 def test_out_of_memory_has_one_name(lab, monkeypatch, error):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(step, "accumulate_gradients", fail)
@@ -291,7 +291,7 @@ def test_rehearsal_prepares_and_trains_nothing(lab):
 
 def test_config_lint_is_emitted(lab):
     ran = lab.run(optim__warmup_steps=10_000)
-    lint = {f.module: f for f in ran.sink.findings if f.kind == "config-lint"}
+    lint = {f.module: f for f in ran.sink.findings if f.phase == "config"}
     assert lint["optim.warmup_steps"].evidence["steps"] == 6
 
 

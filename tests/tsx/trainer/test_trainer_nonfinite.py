@@ -44,8 +44,8 @@ def bad_gradient(monkeypatch):
         accumulate = steps.accumulate_gradients
         calls = []
 
-        def poisoned(model, *rest):
-            loss = accumulate(model, *rest)
+        def poisoned(model, *rest, **named):
+            loss = accumulate(model, *rest, **named)
             calls.append(1)
             if len(calls) in planted:
                 model.get_parameter(name).grad[0] = math.inf
@@ -167,8 +167,8 @@ def test_healthy_run_raises_nothing(lab):
 def test_overflowing_norm_of_finite_gradients_halts(lab, monkeypatch):
     accumulate = steps.accumulate_gradients
 
-    def huge(model, *rest):
-        loss = accumulate(model, *rest)
+    def huge(model, *rest, **named):
+        loss = accumulate(model, *rest, **named)
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, 3e38)
         return loss
