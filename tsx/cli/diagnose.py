@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from registry.views import FindingRow
 
 EXAMPLES = ("tsx diagnose @last", "tsx diagnose sanity --json")
 
@@ -20,6 +17,7 @@ def command(
     from dataclasses import asdict
 
     from tsx.cli import output
+    from tsx.cli.finding_lines import show_finding
     from tsx.cli.paint import show_heading
     from tsx.cli.reading import open_reader
     from tsx.curves.findings import list_curve_findings
@@ -37,27 +35,4 @@ def command(
             show_heading("from the curves")
         elif index:
             output.data("")
-        _show_finding(finding)
-
-
-def _show_finding(finding: FindingRow) -> None:
-    """Show one finding and what it rests on."""
-    from tsx.cli.output import clean
-    from tsx.cli.paint import find_width, show_lines
-    from tsx.compare.configdiff import show_value
-    from tsx.ink import Line, Piece
-    from tsx.pages import list_finding_lines
-    from tsx.text import pad
-
-    show_lines(list_finding_lines([finding], find_width()))
-    known = {"op": finding.op, **finding.evidence}
-    shown = {key: value for key, value in known.items() if value not in ("", None, [], {})}
-    show_lines(
-        Line(
-            (
-                Piece(f"    {pad(clean(key, limit=40), 26)}", "muted"),
-                Piece(clean(show_value(value), limit=300), "text"),
-            )
-        )
-        for key, value in shown.items()
-    )
+        show_finding(finding)
