@@ -51,7 +51,7 @@ class Ledger:
         self._inner: list[float] = []  # seconds that the calls under way have spent in timed ones
         self._under_way: list[str] = []
         self._opaque = 0
-        self._held: list[tuple[type, str, Any]] = []
+        self._held: list[tuple[Any, str, Any]] = []
 
     def __enter__(self) -> Ledger:
         """Begin."""
@@ -66,11 +66,11 @@ class Ledger:
                 setattr(owner, name, original)
         self._held = []
 
-    def time_part(self, owner: type, name: str, label: str, *, is_opaque: bool = False) -> None:
+    def time_part(self, owner: Any, name: str, label: str, *, is_opaque: bool = False) -> None:
         """Time a method from here on.
 
         Args:
-            owner: class whose method it is, also where it inherits it.
+            owner: class whose method it is, also where it inherits it; or a module.
             name: of the method.
             label: what its time counts for; several methods may share one.
             is_opaque: phases that it runs are its own time.
@@ -92,9 +92,7 @@ class Ledger:
 
         self._stand_in(owner, name, timed)
 
-    def time_phase(
-        self, owner: type, name: str, label: str, is_special: Callable[[], bool]
-    ) -> None:
+    def time_phase(self, owner: Any, name: str, label: str, is_special: Callable[[], bool]) -> None:
         """Time a piece of the loop from here on; `is_special` says if it is interfered with."""
         original = getattr(owner, name)
 
@@ -137,6 +135,6 @@ class Ledger:
             self._inner[-1] += took
         return own
 
-    def _stand_in(self, owner: type, name: str, timed: Any) -> None:
+    def _stand_in(self, owner: Any, name: str, timed: Any) -> None:
         self._held.append((owner, name, vars(owner).get(name)))
         setattr(owner, name, timed)

@@ -12,9 +12,9 @@ import statistics
 from typing import NamedTuple
 from unittest import mock
 
-from benchmarks.plain_loops import OwnClock, PlainLoop, QuietRun, Size
+from benchmarks.plain_loops import OwnClock
 from benchmarks.watch_parts import START_STEPS
-from tests.faults.watched import WatchedLines
+from benchmarks.watched_loops import Case
 from tsx.diagnostics.watch import Watch
 
 BLOCK = 10  # pairs of steps that are drawn together: neighbours share what else is going on
@@ -31,24 +31,23 @@ class Interval(NamedTuple):
     high: float
 
 
-def measure_interval(size: Size, steps: int) -> Interval:
-    """Return what watching adds to a plain loop of a size, after its first steps."""
+def measure_interval(case: Case) -> Interval:
+    """Return what watching adds to a loop, after its first steps."""
     clocks = OwnClock(), OwnClock()
-    plain = PlainLoop(size, QuietRun())
-    run = WatchedLines(every=None)
     with mock.patch.dict(Watch.__init__.__kwdefaults__, {"clock": clocks[1]}):
-        watched = PlainLoop(size, run)
+        loops = case.make(False), case.make(True)
     pairs: list[tuple[float, float]] = []
     order = random.Random(0)
-    for step in range(1, START_STEPS + steps + 1):
+    for step in range(1, START_STEPS + case.steps + 1):
         took = [0.0, 0.0]
         for which in order.sample((0, 1), 2):
             clocks[which].go()
-            (plain, watched)[which].step()
+            loops[which].step()
             took[which] = clocks[which].rest()
         if step > START_STEPS and step & (step - 1):
             pairs.append((took[0], took[1]))
-    run.close()
+    for loop in loops:
+        loop.close()
     return bootstrap(pairs)
 
 

@@ -12,12 +12,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from benchmarks.part_times import Ledger, Part
-from benchmarks.plain_loops import PlainLoop, Size
-from tests.faults.watched import WatchedLines
+from benchmarks.watched_loops import Case
 from tsx.diagnostics.detector import Detector
 from tsx.diagnostics.engine import Engine
 from tsx.diagnostics.grad_guard import GradGuard
@@ -28,6 +28,7 @@ from tsx.diagnostics.roster import DETECTORS
 from tsx.diagnostics.tape import Tape
 from tsx.diagnostics.watch import Watch
 from tsx.recording.watching import Watching
+from tsx.trainer.diagnosing import Diagnosis
 
 START_STEPS = 64  # of a run, told apart
 RUN_STEPS = 10_000  # that traced calls are divided by
@@ -84,11 +85,15 @@ class Costs:
 
 
 def time_watch(ledger: Ledger) -> None:
-    """Time every part of `run.watch` and `run.compute` from here on."""
+    """Time every part from here on: of `run.watch`, `run.compute` and the trainer's own."""
     for owner, name, label in (
         (Watching, "compute", "run.compute"),
         (Postmortem, "begin_call", "what it takes to run a call again"),
         (Postmortem, "end_step", "what it takes to run a call again"),
+        (Diagnosis, "compute", "run.compute"),
+        (Diagnosis, "saw_loss", "run.compute"),
+        (Diagnosis, "log", "lines"),
+        (Engine, "log", "lines"),
         (Engine, "compute", "engine"),
         (Engine, "begin_look", "engine"),
         (Engine, "before_step", "engine"),
@@ -112,12 +117,12 @@ def time_watch(ledger: Ledger) -> None:
                     ledger.time_part(kind, method, label, is_opaque=True)
 
 
-def time_phases(ledger: Ledger, forward: tuple[type, str], engine: Callable[[], Engine]) -> None:
+def time_phases(ledger: Ledger, forward: tuple[Any, str], engine: Callable[[], Engine]) -> None:
     """Time what a loop does itself, to see what tracing and gradient hooks add to it.
 
     Args:
         ledger: of the loop.
-        forward: class and name of the method that is computed.
+        forward: class or module, and name of what is computed.
         engine: returns the engine, once there is one.
     """
     ledger.time_phase(*forward, f"{TRACE}: forward", lambda: ledger.is_within(TRACED))
@@ -146,20 +151,19 @@ def sum_up(parts: dict[str, Part], steps: int, loop_s: float, start: dict[str, P
     return Costs(1000 * (loop_s - spent_s) / steps, rows, start_s)
 
 
-def measure_parts(size: Size, steps: int) -> Costs:
-    """Return what a watch costs a plain loop, after its first steps."""
+def measure_parts(case: Case) -> Costs:
+    """Return what a watch costs a loop, after its first steps."""
     with Ledger() as ledger:
         time_watch(ledger)
-        run = WatchedLines(every=None)
-        time_phases(ledger, (PlainLoop, "measure"), lambda: run.engine)
-        loop = PlainLoop(size, run)
+        time_phases(ledger, case.forward, lambda: loop.engine)
+        loop = case.make(True)
         for _ in range(START_STEPS):
             loop.step()
         start = ledger.take()
         began = time.perf_counter()
-        for _ in range(steps):
+        for _ in range(case.steps):
             loop.step()
         loop_s = time.perf_counter() - began
-        costs = sum_up(ledger.take(), steps, loop_s, start)
-        run.close()
+        costs = sum_up(ledger.take(), case.steps, loop_s, start)
+        loop.close()
     return costs

@@ -14,15 +14,33 @@ from benchmarks.plain_loops import OwnClock, PlainLoop, QuietRun, Size
 from benchmarks.watch_interval import Interval, bootstrap, measure_interval
 from benchmarks.watch_parts import TRACED, Costs, Row, measure_parts, sum_up
 from benchmarks.watch_postmortem import measure_postmortems
-from tests.faults.watched import WatchedLines
+from benchmarks.watched_loops import Case, OwnLoop, TrainerLoop, write_sections, list_cases
 from tsx.config import ModelConfig
 from tsx.diagnostics.engine import Engine
 from tsx.diagnostics.roster import DETECTORS
 from tsx.diagnostics.updates import UpdateRatio
+from tsx.trainer import objective
 
 pytestmark = pytest.mark.trainer
 
 SMALL = Size("small", 32, 1, 2, 8)
+SECTIONS = write_sections(hidden_size=16, context_length=8, batch_size=2)
+CASES = [
+    Case(
+        "a loop",
+        0.1,
+        70,
+        lambda is_watched: OwnLoop(SMALL, is_watched=is_watched),
+        (PlainLoop, "measure"),
+    ),
+    Case(
+        "the trainer",
+        0.1,
+        70,
+        lambda is_watched: TrainerLoop(SECTIONS, is_watched=is_watched),
+        (objective, "compute_loss"),
+    ),
+]
 TINY = ModelConfig(hidden_size=16, num_layers=1, num_heads=2, num_experts=2, top_k=1, d_ff=16)
 
 
@@ -120,31 +138,31 @@ def test_traced_calls_are_divided_by_the_steps_of_a_run_and_the_rest_by_the_wind
     assert costs.share == pytest.approx((0.5 + 1400 / 9936) / 10.0)
 
 
-def test_every_detector_of_the_roster_is_timed_and_no_class_stays_changed():
-    before = dict(vars(Engine))
-    labels = {row.label for row in measure_parts(SMALL, 70).rows}
-    assert dict(vars(Engine)) == before
-    assert {"run.compute", "engine", "traced call: forward"} <= labels
-    seen = {label.rpartition(": ")[2] for label in labels}
-    assert UpdateRatio.name in seen
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_detectors_are_timed_where_they_are_and_no_class_stays_changed(case):
+    before = dict(vars(Engine)), objective.compute_loss
+    labels = {row.label for row in measure_parts(case).rows}
+    assert (dict(vars(Engine)), objective.compute_loss) == before
+    assert {"run.compute", "engine", "hooks of the optimizer", "traced call: forward"} <= labels
     assert UpdateRatio in DETECTORS
+    assert f"look: {UpdateRatio.name}" in labels
 
 
-def test_the_watched_loop_of_a_pair_has_a_clock_of_its_own(monkeypatch):
-    given = []
-    watch = WatchedLines.watch
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_watched_loop_of_a_pair_has_a_clock_of_its_own(case):
+    made = []
 
-    def look(self, *args, **kwargs):
-        watch(self, *args, **kwargs)
-        given.append(self.engine._clock)
+    def make(is_watched):
+        loop = case.make(is_watched)
+        made.append(loop.engine._clock if is_watched else None)
+        return loop
 
-    monkeypatch.setattr(WatchedLines, "watch", look)
-    found = measure_interval(SMALL, 70)
-    assert [type(clock) for clock in given] == [OwnClock]
+    found = measure_interval(case._replace(make=make))
     assert found.low <= found.share <= found.high
-    after = WatchedLines()
-    PlainLoop(SMALL, after)
-    assert given[-1] is time.perf_counter
+    assert [type(clock) for clock in made] == [type(None), OwnClock]
+    loop = case.make(True)
+    assert loop.engine._clock is time.perf_counter
+    loop.close()
 
 
 def test_a_clock_of_its_own_stands_still_between_turns():
@@ -163,24 +181,31 @@ def test_the_interval_holds_the_share_of_all_pairs():
 
 
 @pytest.mark.parametrize(
-    ("share", "took_s", "status"), [(0.004, 4.9, 0), (0.02, 1.0, 1), (0.001, 5.1, 1)]
+    ("share", "took_s", "status"), [(0.09, 4.9, 0), (0.2, 1.0, 1), (0.01, 5.1, 1)]
 )
 def test_what_is_over_its_limit_is_said_and_fails(share, took_s, status, monkeypatch, capsys):
     cost = Costs(10.0, [Row("engine", 2.0, 1.0, 10.0 * share)], start_s=0.5)
-    monkeypatch.setattr(bench_watch_cost, "measure_parts", lambda size, steps: cost)
+    monkeypatch.setattr(bench_watch_cost, "list_cases", lambda: CASES[:1])
+    monkeypatch.setattr(bench_watch_cost, "measure_parts", lambda case: cost)
     interval = Interval(10.0, 0.01, -0.01, 0.02)
-    monkeypatch.setattr(bench_watch_cost, "measure_interval", lambda size, steps: interval)
+    monkeypatch.setattr(bench_watch_cost, "measure_interval", lambda case: interval)
     monkeypatch.setattr(bench_watch_cost, "measure_postmortems", lambda: {"forward": took_s})
     monkeypatch.setattr(bench_watch_cost.torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr(sys, "argv", ["bench"])
     assert bench_watch_cost.main() == status
     out = capsys.readouterr().out
     assert ("**missed**" in out) == bool(status)
-    assert "| engine | 2,000 | 1,000.0 |" in out
+    assert f"| engine | 2,000 x 1,000, {100 * share:.3f} % |" in out
     assert "+1.00 % (-1.00 to +2.00)" in out
     monkeypatch.setattr(sys, "argv", ["bench", "--json"])
     bench_watch_cost.main()
-    assert json.loads(capsys.readouterr().out)["parts"]["15 ms"]["share"] == pytest.approx(share)
+    assert json.loads(capsys.readouterr().out)["loops"]["a loop"]["share"] == pytest.approx(share)
+
+
+def test_the_loops_are_a_users_own_and_the_trainers():
+    names = [case.name for case in list_cases()]
+    assert names == ["a loop, 15 ms", "a loop, 100 ms", "the trainer, 15 ms", "the trainer, 100 ms"]
+    assert [case.limit for case in list_cases()] == [0.015, 0.005] * 2
 
 
 def test_both_post_mortems_find_their_fault():
