@@ -36,6 +36,7 @@ VERBS = (
     Verb("train", "Train as the research notes' command line says.", "Train"),
     Verb("exec", "Run any program and record it.", "Train"),
     Verb("resume", "Go on with a run from its last checkpoint.", "Train"),
+    Verb("doctor", "Look for faults in a recipe before it is trained, in seconds.", "Train"),
     Verb("recipes", "List, show and validate recipes.", "Train"),
     Verb("data", "Inspect and download series.", "Train"),
     Verb("model", "Import and export official Time-MoE weights.", "Train"),

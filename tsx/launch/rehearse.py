@@ -22,15 +22,20 @@ ERROR_OF_EXIT: dict[int, type[TsxError]] = {
 }
 
 
-def iter_rehearsal(config: RunConfig, home: Path) -> Iterator[Event]:
+def iter_rehearsal(config: RunConfig, home: Path, *, examine: bool = False) -> Iterator[Event]:
     """Yield the events a run of this config would begin with.
+
+    Args:
+        config: of the run.
+        home: where caches and the demo corpus live.
+        examine: look at one small step as well; see `tsx.trainer.preflight`.
 
     Raises:
         ConfigError: config or data do not hold.
         OutOfMemory: the model does not fit.
         TsxError: the worker failed in another way.
     """
-    order = Order(config=configs.to_plain(config), home=str(home), dry_run=True)
+    order = Order(config=configs.to_plain(config), home=str(home), dry_run=True, examine=examine)
     done = subprocess.run(
         make_line("tsx.launch.worker"),
         input=msgspec.json.encode(order),

@@ -48,6 +48,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     resume: bool = False
     detached: bool = False
     dry_run: bool = False
+    examine: bool = False  # a dry run that looks at one step as well
     command: tuple[str, ...] = ()
 
 
@@ -207,10 +208,11 @@ def _failure(status: Status, error: BaseException) -> Ending:
 def _rehearse(order: Order) -> int:
     """Prepare everything, train nothing, print what would be recorded."""
     from tsx.trainer.loop import rehearse
+    from tsx.trainer.preflight import examine
 
-    sink = DryRunSink()
+    sink, go = DryRunSink(), examine if order.examine else rehearse
     try:
-        rehearse(configs.decode(order.config, place="run"), sink, home=Path(order.home))
+        go(configs.decode(order.config, place="run"), sink, home=Path(order.home))
     except TsxError as error:
         sys.stderr.write(f"{_failure(Status.FAILED, error).reason}\n")
         return error.exit_code

@@ -115,6 +115,23 @@ def take_step(session: Session) -> StepReport:
     return StepReport(step, lr, loss, scalars, finding)
 
 
+def inspect_step(session: Session, batches: list[Batch]) -> Finding | None:
+    """Return what is not finite in a step on these batches, which is not taken."""
+    loss = accumulate_gradients(
+        session.model,
+        batches,
+        session.precision,
+        session.device,
+        compute=session.diagnosis.compute,
+    )
+    scalars = _read(loss, optim.measure_grad_norm(session.model.parameters()))
+    step = session.progress.step + 1
+    session.diagnosis.saw_loss(_get_loss(session, scalars), step)
+    finding = _inspect(session, batches, scalars, step)
+    session.optimizer.zero_grad(set_to_none=True)
+    return finding
+
+
 def get_step_metrics(session: Session, report: StepReport) -> dict[str, float]:
     """Return `train/...` and `router/...` of one step: its own values, not an interval's mean."""
     assert report.scalars is not None
