@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from tsx.diagnostics.compilation import Compilation
 from tsx.diagnostics.detector import Detector, Scene
+from tsx.diagnostics.first_loss import LossAtInit
+from tsx.diagnostics.init_scale import InitScale
 from tsx.diagnostics.updates import UpdateRatio
 
-DETECTORS: tuple[type[Detector], ...] = (UpdateRatio,)
+DETECTORS: tuple[type[Detector], ...] = (UpdateRatio, InitScale, LossAtInit, Compilation)
 
 
 def make_detectors(scene: Scene) -> list[Detector]:
