@@ -14,7 +14,7 @@ from benchmarks.plain_loops import OwnClock, PlainLoop, QuietRun, Size
 from benchmarks.watch_interval import Interval, bootstrap, measure_interval
 from benchmarks.watch_parts import TRACED, Costs, Row, measure_parts, sum_up
 from benchmarks.watch_postmortem import measure_postmortems
-from benchmarks.watched_loops import Case, OwnLoop, TrainerLoop, write_sections, list_cases
+from benchmarks.watched_loops import Case, OwnLoop, TrainerLoop, list_cases, write_sections
 from tsx.config import ModelConfig
 from tsx.diagnostics.engine import Engine
 from tsx.diagnostics.roster import DETECTORS
