@@ -6,9 +6,22 @@ from tsx.diagnostics.compilation import Compilation
 from tsx.diagnostics.detector import Detector, Scene
 from tsx.diagnostics.first_loss import LossAtInit
 from tsx.diagnostics.init_scale import InitScale
+from tsx.diagnostics.intervals import Intervals
+from tsx.diagnostics.plateaus import Plateau
+from tsx.diagnostics.rates import Rates
+from tsx.diagnostics.spikes import LossSpike
 from tsx.diagnostics.updates import UpdateRatio
 
-DETECTORS: tuple[type[Detector], ...] = (UpdateRatio, InitScale, LossAtInit, Compilation)
+DETECTORS: tuple[type[Detector], ...] = (
+    UpdateRatio,
+    InitScale,
+    LossAtInit,
+    Compilation,
+    LossSpike,
+    Plateau,
+    Rates,
+    Intervals,
+)
 
 
 def make_detectors(scene: Scene) -> list[Detector]:

@@ -145,6 +145,7 @@ class Evaluator:
                 self._scores[name] = (step, score)
                 values = {f"{name}/{key}": value for key, value in score.items()}
                 self._session.telemetry.metrics(step, values)
+                self._session.diagnosis.log(values, step)
 
     def get_score(self, step: int) -> dict[str, float]:
         """Return what validation gave at a step, {} where it did not run then."""
