@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 # Kinds whose detector is there.
-FOUND_KINDS = frozenset({"nan-origin"})
+FOUND_KINDS = frozenset(
+    {
+        "nan-origin",
+        *("recompile", "recompile-limit", "graph-break", "cudagraph"),
+    }
+)
 
 # Plants of which nothing is found, or another kind.
 NOT_FOUND: dict[str, str] = {}

@@ -202,8 +202,10 @@ class Engine:
 
 
 def has_compiled_parts(model: nn.Module) -> bool:
-    """Return whether a module or one inside it was compiled."""
+    """Return whether a module, one inside it, or a function that one holds was compiled."""
     return any(
-        getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+        getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(module, "_orig_mod")
+        or any(hasattr(held, "_torchdynamo_orig_callable") for held in vars(module).values())
         for module in model.modules()
     )
