@@ -1,7 +1,8 @@
 """What a finding is worth: a plant's own kind, module, line and cause against those it names.
 
 Strict on purpose. The first finding of the plant's kind counts, and it must be as loud as a fault
-has to be: a warning, unless the plant is an info. The module must be equal, "" included. The line
+has to be: a warning, unless the plant is an info. Equal findings, told again with a higher count,
+are one. The module must be equal, "" included; a key of a config is no module. The line
 counts where the plant has one, and the cause is right if its `mechanism` is the plant's, or one
 that the plant lists as a right answer too. A fault that is not detected has none of them right.
 """
@@ -62,7 +63,8 @@ class Verdict:
 def judge(plant: Plant, findings: Sequence[Finding], *, error: str = "") -> Verdict:
     """Return what the findings of a plant's run are worth."""
     is_info = plant.severity == Severity.INFO
-    loud = list(findings) if is_info else list_alarms(list(findings))
+    told = _drop_repeats(findings)
+    loud = told if is_info else list_alarms(told)
     first = next((finding for finding in loud if finding.kind == plant.kind), None)
     line = f"{Path(plant.path).name}:{plant.line}" if plant.marker else ""
     mechanisms = (plant.mechanism, *plant.also)
@@ -71,10 +73,10 @@ def judge(plant: Plant, findings: Sequence[Finding], *, error: str = "") -> Verd
         kind=plant.kind,
         blind=plant.blind,
         detected=first is not None,
-        module=first is not None and first.module == plant.module,
+        module=first is not None and get_module(first) == plant.module,
         line=(first is not None and get_line(first) == line) if line else None,
         cause=first is not None and first.evidence.get("mechanism") in mechanisms,
-        others=len([f for f in list_alarms(list(findings)) if f is not first]),
+        others=len([finding for finding in list_alarms(told) if finding is not first]),
         wanted=_write(plant.kind, plant.module, line, " or ".join(mechanisms)),
         found=tuple(
             _write(f.kind, f.module, get_line(f), str(f.evidence.get("mechanism", "")))
@@ -82,6 +84,11 @@ def judge(plant: Plant, findings: Sequence[Finding], *, error: str = "") -> Verd
         ),
         error=error,
     )
+
+
+def get_module(finding: Finding) -> str:
+    """Return the module that a finding names; one about a config names a key of it."""
+    return "" if finding.phase == "config" else finding.module
 
 
 def get_line(finding: Finding) -> str:
@@ -123,6 +130,15 @@ def write_misses(verdicts: Sequence[Verdict]) -> str:
             error = f"; stopped by {verdict.error}" if verdict.error else ""
             lines.append(f"- {verdict.name}: wanted {verdict.wanted}; found {found}{error}")
     return "\n".join(lines)
+
+
+def _drop_repeats(findings: Sequence[Finding]) -> list[Finding]:
+    """Return each finding once, though its count was told again."""
+    firsts: dict[tuple[str, ...], Finding] = {}
+    for finding in findings:
+        key = (finding.kind, finding.module, finding.op, finding.where, finding.cause)
+        firsts.setdefault(key, finding)
+    return list(firsts.values())
 
 
 def _list_answers(verdicts: Sequence[Verdict], name: str) -> list[bool]:

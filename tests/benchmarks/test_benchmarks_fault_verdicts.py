@@ -64,6 +64,16 @@ def test_the_first_of_the_kind_counts_and_the_others_are_counted():
     assert "plateau" in write_misses([verdict])
 
 
+def test_a_finding_that_is_told_again_with_its_count_is_one():
+    assert judge(PLANT, [find(), find(count=2), find(count=4)]).others == 0
+
+
+def test_a_key_of_a_config_is_no_module():
+    plant = dataclasses.replace(PLANT, module="")
+    assert judge(plant, [find(phase="config", module="train.steps")]).module
+    assert not judge(plant, [find(phase="forward", module="train.steps")]).module
+
+
 def test_a_remark_may_be_an_info_and_need_not_have_a_line():
     verdict = judge(SILENT, [find(severity=Severity.INFO, where="")])
     assert verdict.is_right
