@@ -4,9 +4,9 @@
 
 The score is on the planted faults of kind nan-origin and on the healthy loops of `tests/faults`,
 which tsx sees through `run.watch` and `run.compute` and each rival in its own way. An alarm counts
-as a detection at the very step of the fault; before it, it is a false one. The cost is a ratio of
-medians of step times, against the loop that nobody looks at; all loops take turns in one process,
-each turn in another order.
+as a detection at the very step of the fault, and before it if it blames the guilty module, where a
+bad value may lie unused; any other is a false one. The cost is a ratio of medians of step times,
+against the loop that nobody looks at; all loops take turns in one process, in another order each.
 
 `make diagnosis` makes an environment with the rivals on first use; without it a rival that is not
 installed is left out, and said so. Exit status 1 where a rival names more than tsx.
@@ -107,8 +107,10 @@ def _count(found: Score, onlooker: Onlooker, plant: Plant) -> None:
     """Count what is said of one plant."""
     said = onlooker.play(plant)
     found.crashed += bool(said.crash)
-    found.early += 0 < said.step < plant.steps
-    if said.step != plant.steps:
+    is_foreseen = bool(plant.module) and said.module == plant.module
+    is_early = 0 < said.step < plant.steps and not is_foreseen
+    found.early += is_early
+    if not said.step or is_early:
         return
     found.detected += 1
     if found.module is not None and found.printed is not None:

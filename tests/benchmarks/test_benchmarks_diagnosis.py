@@ -161,6 +161,16 @@ def test_alarms_count_at_the_step_of_the_fault_alone(monkeypatch):
     assert row == "| scripted | 1 of 3 | 0 | 1 | 1 of 2 | n/a | 1 | 1 | 1 of 2 | 1 |"
 
 
+def test_a_bad_value_that_is_found_before_it_is_used_is_no_false_alarm(monkeypatch):
+    plant = PLANTS["damaged-embedding"]
+    monkeypatch.setattr(Scripted, "answers", {plant.name: Said(1, plant.module)})
+    found = score(Scripted(), [plant], [])
+    assert (found.detected, found.module, found.early) == (1, 1, 0)
+    monkeypatch.setattr(Scripted, "answers", {plant.name: Said(1, "head")})
+    found = score(Scripted(), [plant], [])
+    assert (found.detected, found.module, found.early) == (0, 0, 1)
+
+
 def test_a_rival_that_names_more_is_told():
     ours = Score("tsx", detected=3, module=2, line=1)
     assert list_beaten([ours, Score("other", detected=3, line=1)]) == []
