@@ -45,6 +45,7 @@ VERBS = (
     Verb("metrics", "Print one curve of a run.", "Read"),
     Verb("compare", "Compare runs: config, metrics and curves.", "Read"),
     Verb("diagnose", "Show what was found to be wrong with a run, with its evidence.", "Read"),
+    Verb("replay", "Run the step that was not finite again, as it was or otherwise.", "Read"),
     Verb("dashboard", "Watch and compare runs in the terminal.", "Read"),
     Verb("sql", "Ask the registry in SQL; nothing but reading is possible.", "Read"),
     Verb("tag", "Put tags on a run, or take them off.", "Keep"),

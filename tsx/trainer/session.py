@@ -20,6 +20,8 @@ from tsx.config import Precision, RunConfig
 from tsx.data.corpus import Corpus, open_corpus
 from tsx.data.stream import BatchStream
 from tsx.diagnostics.config_lint import DataFacts, lint
+from tsx.diagnostics.dump import DumpFolder
+from tsx.diagnostics.replay import Rewinder
 from tsx.errors import ConfigError, DataError
 from tsx.model import official
 from tsx.model.forecaster import Forecaster, build_forecaster
@@ -74,6 +76,8 @@ class Session:
     stream: BatchStream
     telemetry: Telemetry
     checkpoints: CheckpointFolder
+    dumps: DumpFolder
+    rewinder: Rewinder
     timer: IntervalTimer
     memory: PeakMemory
     base_gib: float = 0.0  # memory held right before the model was built
@@ -138,6 +142,8 @@ def prepare(
         stream=_build_stream(config, corpus),
         telemetry=telemetry,
         checkpoints=CheckpointFolder(folder),
+        dumps=DumpFolder(folder),
+        rewinder=Rewinder(model),
         timer=_build_timer(config, device, peak),
         memory=memory,
         base_gib=base_gib,

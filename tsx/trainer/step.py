@@ -17,18 +17,12 @@ from registry.events import Finding, Severity
 from tsx.config import OnNonFinite
 from tsx.data.windows import Batch
 from tsx.diagnostics.nonfinite import describe, is_finite_step
-from tsx.diagnostics.origin import KIND, Origin, describe_origin, find_origin
-from tsx.diagnostics.replay import Rewinder
+from tsx.diagnostics.origin import KIND, Origin, describe_origin
+from tsx.diagnostics.replay import Moment
 from tsx.trainer import optim
-from tsx.trainer.objective import (
-    DeviceBatch,
-    StepLoss,
-    accumulate_gradients,
-    compute_loss,
-    move_batch,
-    read_router_metrics,
-    weigh,
-)
+from tsx.trainer.dumping import dump_step
+from tsx.trainer.objective import StepLoss, accumulate_gradients, read_router_metrics
+from tsx.trainer.replaying import find_step_origin
 from tsx.trainer.schedule import get_lr
 from tsx.trainer.session import Session
 from tsx.trainer.telemetry import Telemetry
@@ -94,6 +88,7 @@ def take_step(session: Session) -> StepReport:
     optim.set_lr(session.optimizer, lr)
     session.optimizer.zero_grad(set_to_none=True)
     batches = _read_batches(session)
+    moment = session.rewinder.take()
     loss = accumulate_gradients(
         model, batches, session.precision, session.device, compute=session.diagnosis.compute
     )
@@ -102,7 +97,7 @@ def take_step(session: Session) -> StepReport:
     if _is_worth_reading(session, step):
         scalars = _read(loss, norm)
         session.diagnosis.saw_loss(_get_loss(session, scalars), step)
-    finding = None if scalars is None else _inspect(session, batches, scalars, step)
+    finding = None if scalars is None else _inspect(session, batches, moment, scalars)
     if finding is not None and policy is OnNonFinite.HALT:
         return StepReport(step, lr, loss, scalars, finding, halted=True)
     if finding is not None and policy is OnNonFinite.SKIP:
@@ -117,6 +112,7 @@ def take_step(session: Session) -> StepReport:
 
 def inspect_step(session: Session, batches: list[Batch]) -> Finding | None:
     """Return what is not finite in a step on these batches, which is not taken."""
+    moment = session.rewinder.take()
     loss = accumulate_gradients(
         session.model,
         batches,
@@ -127,7 +123,7 @@ def inspect_step(session: Session, batches: list[Batch]) -> Finding | None:
     scalars = _read(loss, optim.measure_grad_norm(session.model.parameters()))
     step = session.progress.step + 1
     session.diagnosis.saw_loss(_get_loss(session, scalars), step)
-    finding = _inspect(session, batches, scalars, step)
+    finding = _inspect(session, batches, moment, scalars, is_kept=False)
     session.optimizer.zero_grad(set_to_none=True)
     return finding
 
@@ -175,61 +171,65 @@ def _get_loss(session: Session, scalars: tuple[float, float, float]) -> float:
 
 
 def _inspect(
-    session: Session, batches: list[Batch], scalars: tuple[float, float, float], step: int
+    session: Session,
+    batches: list[Batch],
+    moment: Moment,
+    scalars: tuple[float, float, float],
+    *,
+    is_kept: bool = True,
 ) -> Finding | None:
-    """Return the finding of a step that is not finite, before its gradients are touched."""
-    norm = scalars[2]
-    loss = _get_loss(session, scalars)
+    """Return the finding of a step that is not finite, before its gradients are touched.
+
+    Args:
+        session: with the step's gradients.
+        batches: of the step.
+        moment: right before it.
+        scalars: pred, aux and gradient norm.
+        is_kept: for `tsx replay`.
+    """
+    loss, norm = _get_loss(session, scalars), scalars[2]
     if is_finite_step(loss, norm):
         return None
     halts = session.config.diagnostics.on_nonfinite is OnNonFinite.HALT
-    severity = Severity.ERROR if halts else Severity.WARNING
     described = describe(
         session.model,
         loss=loss,
         grad_norm=norm,
         inputs=[array for batch in batches for array in (batch.input_BC, batch.target_BC)],
-        step=step,
+        step=session.progress.step + 1,
         time=session.telemetry.now(),
-        severity=severity,
+        severity=Severity.ERROR if halts else Severity.WARNING,
     )
     origin = None
     if halts:  # where training goes on, the next one would cost as much again
-        origin = _find_origin(session, batches, is_gradient=math.isfinite(loss))
-    if origin is None:
-        return described
-    return describe_origin(
-        origin,
-        step=step,
-        time=described.time,
-        severity=severity,
-        evidence=described.evidence,
-    )
+        origin = _find_origin(session, batches, moment, is_gradient=math.isfinite(loss))
+    if origin is not None:
+        described = describe_origin(
+            origin,
+            step=described.step,
+            time=described.time,
+            severity=described.severity,
+            evidence=described.evidence,
+        )
+    path = dump_step(session, batches, moment, loss=loss, grad_norm=norm) if is_kept else ""
+    if path:
+        evidence = {**described.evidence, "dump": path}
+        described = msgspec.structs.replace(described, evidence=evidence)
+    return described
 
 
-def _find_origin(session: Session, batches: list[Batch], *, is_gradient: bool) -> Origin | None:
-    """Run a step again, micro-batch by micro-batch; return where its first bad value came from.
+def _find_origin(
+    session: Session, batches: list[Batch], moment: Moment, *, is_gradient: bool
+) -> Origin | None:
+    """Run a step again from its moment; return where its first bad value came from.
 
     None where it does not show again, and where looking fails: the step is described all the same.
     """
-    model, device = session.model, session.device
-    counts_O = weigh(model.config, batches, device)
-    rewinder = Rewinder(model)
     try:
-        for batch in batches:
-            data = move_batch(batch, device)
-
-            def run_again(data: DeviceBatch = data) -> Tensor:
-                loss, _, _ = compute_loss(
-                    model, data, session.precision, counts_O=counts_O, share=1.0 / len(batches)
-                )
-                return loss
-
-            given = {"batch input": data.input_BC, "target": data.target_BC}
-            with rewinder.back_to(rewinder.take()):
-                found = find_origin(model, run_again, given, backward=is_gradient)
-            if found is not None:
-                return found
+        with session.rewinder.back_to(moment):
+            return find_step_origin(
+                session.model, batches, session.precision, session.device, is_gradient=is_gradient
+            )
     except Exception as error:
         cause = f"the search for the origin failed: {type(error).__name__}: {error}"
         fix = "the step is described without it"
