@@ -7,20 +7,28 @@ from tsx.diagnostics.detector import Detector, Scene
 from tsx.diagnostics.first_loss import LossAtInit
 from tsx.diagnostics.init_scale import InitScale
 from tsx.diagnostics.intervals import Intervals
+from tsx.diagnostics.pauses import Pauses
 from tsx.diagnostics.plateaus import Plateau
 from tsx.diagnostics.rates import Rates
 from tsx.diagnostics.spikes import LossSpike
+from tsx.diagnostics.routing import Routing
 from tsx.diagnostics.updates import UpdateRatio
+from tsx.diagnostics.waste import PaddingWaste, RebuiltTables, TracedWaste
 
 DETECTORS: tuple[type[Detector], ...] = (
     UpdateRatio,
     InitScale,
     LossAtInit,
+    Routing,
     Compilation,
     LossSpike,
     Plateau,
     Rates,
     Intervals,
+    TracedWaste,
+    PaddingWaste,
+    RebuiltTables,
+    Pauses,
 )
 
 
