@@ -25,7 +25,7 @@ _JUMP = math.log(1.5)  # smaller leaps come and go in healthy runs
 _JUMP_OF_FEW = math.log(3.0)  # with little history only what no noise would do
 _NOISES = 10.0  # of the noise: 64 values know it to a tenth, and batches differ
 _LARGER = 1.25  # than any rise before it in the window: what comes often is no spike
-_QUICK = math.sqrt(1.5)  # a leap is that much above the value before it, at least
+_QUICK = math.sqrt(1.5)  # a leap is that much above the last few values, at least
 _BACK = 2  # values in a row at the old level that end a spike
 
 
@@ -53,6 +53,7 @@ class SpikeWatch:
     def __init__(self) -> None:
         self.spikes: list[Spike] = []
         self._recent: deque[float] = deque(maxlen=WINDOW)
+        self._near: deque[float] = deque(maxlen=_NEAR)  # the last of them
         self._open: Spike | None = None
         self._since: list[float] = []  # values since the open spike began
         self._back_at = 0.0  # at or below it the open spike is over
@@ -70,13 +71,12 @@ class SpikeWatch:
         if self._open is not None:
             self._follow(self._open, step, value)
             return None
-        recent = self._recent
-        if len(recent) < _FEWEST or 0 < value <= _QUICK * recent[-1]:
-            recent.append(value)
-            return None
-        leap = _judge(recent, value)
+        # Most values are no leap at a glance, and this is asked at every step of a run.
+        is_quiet = len(self._recent) < _FEWEST or 0 < value <= _QUICK * max(self._near)
+        leap = None if is_quiet else _judge(self._recent, value)
         if leap is None:
-            recent.append(value)
+            self._recent.append(value)
+            self._near.append(value)
             return None
         level, noises, self._back_at = leap
         ratio = value / level if min(value, level) > 0 else math.nan
@@ -95,11 +95,15 @@ class SpikeWatch:
         self._back_steps = [*self._back_steps, step] if value <= self._back_at else []
         if len(self._back_steps) == _BACK:
             spike.recovered_step = self._back_steps[0]
-            self._recent.extend(self._since[-_BACK:])
-            self._open = None
+            self._go_on(self._since[-_BACK:])
         elif spike.points_after >= WINDOW:
-            self._recent.extend(self._since[-WINDOW:])
-            self._open = None
+            self._go_on(self._since[-WINDOW:])
+
+    def _go_on(self, values: list[float]) -> None:
+        """End the open spike; the level is that of these values too."""
+        self._recent.extend(values)
+        self._near.extend(values)
+        self._open = None
 
 
 def find_spikes(steps: Iterable[int], values: Iterable[float]) -> list[Spike]:
