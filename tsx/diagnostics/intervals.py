@@ -25,9 +25,8 @@ NEVER = Kind(
     "Something that is due every so many steps has never come.",
     "Logs, scores and checkpoints never came: the interval was asked of a count of micro-steps "
     "that was odd whenever it was asked.",
-    "the interval, the steps of the run, and the line that tests for a multiple",
+    "The `interval`, the `steps` of the run, and the line that tests for a multiple.",
     "Count optimizer steps from 1, and test that count; choose an interval shorter than the run.",
-    "interval that never fires",
 )
 
 

@@ -38,8 +38,8 @@ PLATEAU = Kind(
     "The loss has not fallen by a twentieth since the run began, beyond its noise.",
     "A classifier stood at the logarithm of its classes for days: labels had been shuffled apart "
     "from their pictures.",
-    "the loss of the first and last quarter, how far parameters moved in all, the loss of a "
-    "constant guess, the share of an output at its ends",
+    "The loss of the first and the last quarter, how far parameters `moved` in all, the loss of a "
+    "`constant_guess`, the `saturated_share` of an output.",
     "Raise the rate; look at a batch with its labels side by side; take the squashing away.",
 )
 

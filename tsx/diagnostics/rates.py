@@ -37,10 +37,9 @@ RATE = Kind(
     "The learning rate never arrives, is spent before the run is, or is of another optimizer's "
     "size.",
     "A run of 80 steps had a warm-up of 10,000: the rate never arrived, and nothing was learned.",
-    "highest rate and the one that was asked for; steps of the schedule to those of the optimizer; "
-    "Muon's adjust_lr_fn and the share of a matrix that one update moves",
+    "`highest_lr` and the one that was asked for; steps of the schedule to those of the optimizer; "
+    "Muon's `adjust_lr_fn` and the share of a matrix that one update moves.",
     "Shorten the warm-up; step the schedule once an optimizer step; use a rate of the family.",
-    "learning rate",
 )
 
 

@@ -40,8 +40,8 @@ SPIKE = Kind(
     "loss-spike",
     "The loss leaped over its recent level by far more than its noise.",
     "A resume loaded the weights and not the optimizer's state: each one cost a day's progress.",
-    "level, peak, height in units of the noise; the batch's scale, the rate before and after, or "
-    "how many steps of optimizer state were lost",
+    "`level`, `loss`, its height in `noises`; the batch's `scale`, `lr_before` and `lr_after`, or "
+    "the `lost_steps` of optimizer state.",
     "Clean or clip the batch; look at the schedule; save and load the optimizer's state.",
 )
 
