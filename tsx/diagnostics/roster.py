@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from tsx.diagnostics.aux_scale import AuxScale
 from tsx.diagnostics.compilation import Compilation
 from tsx.diagnostics.detector import Detector, Scene
 from tsx.diagnostics.first_loss import LossAtInit
 from tsx.diagnostics.init_scale import InitScale
 from tsx.diagnostics.intervals import Intervals
+from tsx.diagnostics.memory import KeptGraphs, OutOfMemory
 from tsx.diagnostics.pauses import Pauses
 from tsx.diagnostics.plateaus import Plateau
 from tsx.diagnostics.rates import Rates
-from tsx.diagnostics.spikes import LossSpike
+from tsx.diagnostics.reads import Reads
 from tsx.diagnostics.routing import Routing
+from tsx.diagnostics.spikes import LossSpike
 from tsx.diagnostics.updates import UpdateRatio
 from tsx.diagnostics.waste import PaddingWaste, RebuiltTables, TracedWaste
 
@@ -20,6 +23,7 @@ DETECTORS: tuple[type[Detector], ...] = (
     InitScale,
     LossAtInit,
     Routing,
+    AuxScale,
     Compilation,
     LossSpike,
     Plateau,
@@ -29,6 +33,9 @@ DETECTORS: tuple[type[Detector], ...] = (
     PaddingWaste,
     RebuiltTables,
     Pauses,
+    Reads,
+    KeptGraphs,
+    OutOfMemory,
 )
 
 
