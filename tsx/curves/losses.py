@@ -45,13 +45,13 @@ def find_onset(recorded: Recorded) -> Iterator[FindingRow]:
         Severity.WARNING if recovered or key != recorded.loss_key else Severity.ERROR,
         series,
         step,
-        cause=f"{key} is {value} "
+        cause=f"{key} is {'NaN' if math.isnan(value) else 'infinite'} "
         + (f"at step {step}, and finite again later" if recovered else f"from step {step} on"),
         evidence={
             "first": [name for at, name in onsets if at <= step][:_MAX_LISTED],
             "followed": dict(followed[:_MAX_LISTED]),
             "last_finite_step": before[-1][0] if before else None,
-            "last_finite_values": [v for _, v in before[-4:]],
+            "last_finite_values": [float(f"{v:.6g}") for _, v in before[-4:]],
         },
         fix="take the step again under run.watch and run.compute: they name the operation, the "
         "module and the line of the first bad value",
