@@ -6,12 +6,16 @@ from __future__ import annotations
 FOUND_KINDS = frozenset(
     {
         "nan-origin",
+        *("loss-spike", "plateau", "lr", "interval-never-fires"),
         *("recompile", "recompile-limit", "graph-break", "cudagraph"),
+        *("throughput", "oom"),
     }
 )
 
 # Plants of which nothing is found, or another kind.
-NOT_FOUND: dict[str, str] = {}
+NOT_FOUND: dict[str, str] = {
+    "history-rescanned": "eight steps of microseconds: too short to be told from noise",
+}
 # Found, but with another module than the planted one.
 OTHER_MODULE: dict[str, str] = {}
 # Found, but at another line.

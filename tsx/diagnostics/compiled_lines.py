@@ -97,12 +97,12 @@ def _iter_lines(frame: Frame) -> Iterator[tuple[int, str]]:
 def find_user_frame() -> FrameType | None:
     """Return the innermost frame that is neither torch's nor ours."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not _is_user_file(frame.f_code.co_filename):
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
         frame = frame.f_back
     return frame
 
 
-def _is_user_file(path: str) -> bool:
+def is_user_file(path: str) -> bool:
     """Return whether a file is neither torch's, ours nor Python's own."""
     is_stdlib = path.startswith(_STDLIB) and "site-packages" not in path
     return is_user_line(path) and not is_stdlib

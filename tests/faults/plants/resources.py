@@ -81,9 +81,8 @@ class CellByCell(nn.Module):
         state, out = x_BTF.new_zeros(len(x_BTF), WIDTH), []
         for t in range(x_BTF.shape[1]):
             given = torch.cat((x_BTF[:, t], state), -1)
-            state = torch.cat(
-                [gate(given).tanh() for gate in self.gates], -1
-            )  # fault: unit by unit
+            units = [gate(given).tanh() for gate in self.gates]  # fault: unit by unit
+            state = torch.cat(units, -1)
             out.append(self.head(state))
         return torch.stack(out, 1)
 
