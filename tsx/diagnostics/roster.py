@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 from tsx.diagnostics.aux_scale import AuxScale
+from tsx.diagnostics.backends import AttentionBackend
 from tsx.diagnostics.compilation import Compilation
 from tsx.diagnostics.detector import Detector, Scene
 from tsx.diagnostics.first_loss import LossAtInit
+from tsx.diagnostics.frozen import Frozen
 from tsx.diagnostics.init_scale import InitScale
 from tsx.diagnostics.intervals import Intervals
 from tsx.diagnostics.memory import KeptGraphs, OutOfMemory
+from tsx.diagnostics.overfit import Overfit
 from tsx.diagnostics.pauses import Pauses
 from tsx.diagnostics.plateaus import Plateau
+from tsx.diagnostics.precision import Precision
 from tsx.diagnostics.rates import Rates
 from tsx.diagnostics.reads import Reads
 from tsx.diagnostics.routing import Routing
+from tsx.diagnostics.skipped_steps import SkippedSteps
 from tsx.diagnostics.spikes import LossSpike
 from tsx.diagnostics.updates import UpdateRatio
 from tsx.diagnostics.waste import PaddingWaste, RebuiltTables, TracedWaste
 
 DETECTORS: tuple[type[Detector], ...] = (
     UpdateRatio,
+    Frozen,
+    SkippedSteps,
     InitScale,
     LossAtInit,
     Routing,
     AuxScale,
+    Precision,
+    AttentionBackend,
     Compilation,
     LossSpike,
     Plateau,
+    Overfit,
     Rates,
     Intervals,
     TracedWaste,
