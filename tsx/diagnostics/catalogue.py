@@ -43,6 +43,23 @@ OTHERS: tuple[Kind, ...] = (
         "Clip gradients, lower the learning rate, look at the batch of the step.",
     ),
     Kind(
+        "nan-onset",
+        "Of a curve alone: which loss or score was the first that was not finite, from which step "
+        "on, and which keys followed.",
+        "A run of another program ended in NaN, and its log was all there was.",
+        "The keys that were `first` and those that `followed`, the last finite step and values.",
+        "Take the step again under `run.watch` and `run.compute`, which name the line.",
+    ),
+    Kind(
+        "sibling-jump",
+        "Of a curve alone: the loss leaves the band of the runs of the same recipe or project, on "
+        "the same data. An info where their configs differ in more than the seed.",
+        "One of four seeds went wrong at step 900, and the mean over seeds hid it.",
+        "The `siblings`, the `ratio` to their loss, config `differences`, and why others were "
+        "`refused`.",
+        "`tsx compare` with a sibling; look at what the run did at that step.",
+    ),
+    Kind(
         "config-lint",
         "Settings that contradict each other or the data: an interval that is never reached, a "
         "horizon longer than the window, a setting that does nothing.",
@@ -50,13 +67,6 @@ OTHERS: tuple[Kind, ...] = (
         "missed after the run.",
         "The settings and what they meet.",
         "Named for each.",
-    ),
-    Kind(
-        "no-gradient",
-        "An optimizer stepped, and no watched parameter had a gradient.",
-        "`loss.detach()` in a logging line was assigned back to `loss`.",
-        "The optimizer, by its place in the run.",
-        "Call `loss.backward()` before `optimizer.step()`; look for `detach()` and `no_grad()`.",
     ),
     Kind(
         "detector-failed",

@@ -311,15 +311,19 @@ def find_largest_weight(model: nn.Module) -> tuple[str, float]:
     return name, size
 
 
-def find_line() -> str:
+def find_line(frame: FrameType | None = None) -> str:
     """Return the innermost line of the running program that is neither torch's nor ours."""
-    frame: FrameType | None = sys._getframe(1)
+    frame = frame or sys._getframe(1)
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not (name.startswith((_TORCH, _OURS)) or name.startswith("<")):
-            return f"{name}:{frame.f_lineno}"
+        if is_user_line(frame.f_code.co_filename):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+def is_user_line(path: str) -> bool:
+    """Return whether a file is neither torch's nor ours."""
+    return not (path.startswith((_TORCH, _OURS)) or path.startswith("<"))
 
 
 def _iter_tensors(value: Any) -> Iterator[Tensor]:

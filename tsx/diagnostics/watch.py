@@ -12,10 +12,13 @@ CUDA graphs.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,6 +28,7 @@ from torch.optim.optimizer import (
 )
 
 from registry.events import Finding
+from tsx.config import OnNonFinite
 from tsx.diagnostics.detector import Declared, Detector, Look, Scene, Voice
 from tsx.diagnostics.engine import Engine, has_compiled_parts
 from tsx.diagnostics.grad_guard import GradGuard
@@ -33,11 +37,13 @@ from tsx.diagnostics.pace import Pace
 from tsx.diagnostics.postmortem import Postmortem
 from tsx.diagnostics.reports import Reports
 from tsx.diagnostics.roster import make_detectors
+from tsx.diagnostics.step_policy import StepPolicy, drop_gradients
 
 if TYPE_CHECKING:
     from tsx.config import RunConfig
 
 DEVICE_PERIOD_S = 1.0  # between looks on an accelerator
+NONFINITE_KINDS = ("nan-origin", "non-finite")
 FIRST_LOOKS = 4  # one after the other: what is wrong from the start shows there
 
 
@@ -51,6 +57,7 @@ class Watch:
         numbers: counts optimizers over all watches of a run, from 1, for the names of keys.
         declared: what the user says of the loop.
         every: steps from one look to the next; None for as many as keep the cost low.
+        on_nonfinite: what becomes of a step whose loss or gradient is not finite.
         config: of a recipe's run, whose trainer explains what is not finite by itself.
         tell: gets each new finding, to be said aloud.
         clock: seconds.
@@ -65,6 +72,7 @@ class Watch:
         numbers: Iterator[int],
         declared: Declared | None = None,
         every: int | None = None,
+        on_nonfinite: OnNonFinite = OnNonFinite.CONTINUE,
         config: RunConfig | None = None,
         tell: Callable[[Finding], None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -72,6 +80,8 @@ class Watch:
         self.model = unwrap(model)
         self.loss: float | None = None  # of the step under way, where it was seen
         self.postmortem: Postmortem | None = None
+        self.policy = StepPolicy(on_nonfinite)
+        self._aloud = tell
         self.is_explained = False  # the step under way: its gradients need no finding of their own
         self._voice = voice
         self._numbers = numbers
@@ -84,7 +94,7 @@ class Watch:
             self.model,
             declared or Declared(),
             voice,
-            Reports(voice.emit, tell),
+            Reports(voice.emit, self._tell),
             config=config,
             names=self._names,
             modules={id(module): name for name, module in self.model.named_modules()},
@@ -116,6 +126,13 @@ class Watch:
         if inner is not None and len(self._only) < 10:
             self.add(inner)
 
+    def _tell(self, finding: Finding) -> None:
+        """Note and say aloud what was found."""
+        if finding.kind in NONFINITE_KINDS:
+            self.policy.finding = finding
+        if self._aloud is not None:
+            self._aloud(finding)
+
     def look_next(self) -> None:
         """Look at the next step whatever it costs."""
         for pace in self._paces.values():
@@ -135,25 +152,66 @@ class Watch:
         self._look = None
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        is_seen = self._look_before(optimizer)
+        if is_seen is not None and self._is_barred(optimizer, is_seen):
+            self._bar(optimizer)
+
+    def _look_before(self, optimizer: Optimizer) -> bool | None:
+        """Look if it is time to; return whether gradients seem bad, None for another's step."""
+        is_bad = False
         try:
             pace = self._paces.get(id(optimizer))
             if pace is None or pace.optimizer() is not optimizer:
                 pace = self._paces[id(optimizer)] = self._make_pace(optimizer)
             began = self._clock()
             is_due = pace.is_due(began)
-            if not pace.is_ours or not (is_due or self._is_bad(optimizer)):
-                return
+            if not pace.is_ours:
+                return None
+            is_bad = self._is_bad(optimizer)
+            if not (is_due or is_bad):
+                return False
             with torch.no_grad():
                 self._look = self._begin(optimizer, pace)
                 if self._look is not None:
-                    self._hold(self._look, self.engine.before_step(self._look))
+                    values = self.engine.before_step(self._look)
+                    self._hold(self._look, values)
+                    is_bad = is_bad or _is_bad_number(values.get("grad_norm"))
             self._spent_s = self._clock() - began
         except Exception as error:
             self._give_up(error)
+        return is_bad
+
+    def _is_barred(self, optimizer: Optimizer, is_seen: bool) -> bool:
+        """Return whether the policy forbids a step; a failure to tell forbids nothing."""
+        try:
+            return self.policy.is_barred(optimizer, is_seen=is_seen)
+        except Exception as error:
+            self._give_up(error)
+            return False
+
+    def _bar(self, optimizer: Optimizer) -> None:
+        """Halt before a step, or leave it out.
+
+        Raises:
+            Diverged: the policy is to halt; parameters are as they were.
+        """
+        step, policy, reports = self._voice.step + 1, self.policy, self.scene.reports
+        if policy.is_halting:
+            policy.end_step()
+            with contextlib.suppress(Exception):
+                reports.flush()
+            raise policy.make_error(step, "gradients")
+        drop_gradients(optimizer)
+        policy.skipped += 1
+        self._voice.held["watch/skipped_steps"] = float(policy.skipped)
+        found = policy.finding
+        if found is not None and found.step != step:
+            reports.add(msgspec.structs.replace(found, step=step, count=1))
 
     def _is_bad(self, optimizer: Optimizer) -> bool:
         """Return whether a look is called for though none is due, and what it finds explained."""
-        return self.postmortem is not None and self._guard.sees_bad(optimizer)
+        is_asked = self.postmortem is not None or self.policy.is_active
+        return is_asked and self._guard.sees_bad(optimizer)
 
     def explain_gradients(self, step: int) -> Finding | None:
         """Return where gradients that are not finite come from; None where nobody can tell."""
@@ -170,6 +228,7 @@ class Watch:
         if pace is None or not pace.is_ours:  # another model's: this one's step goes on
             return
         self.is_explained = False
+        self.policy.end_step()
         if self.postmortem is not None:
             self.postmortem.end_step()
         look, self._look = self._look, None
@@ -214,12 +273,6 @@ class Watch:
         """Return what there is to see; None where nothing has a gradient."""
         names, params, grads = list_gradients(optimizer, self._names)
         if not names:
-            self._voice.warn(
-                "no-gradient",
-                pace.prefix,
-                "the optimizer stepped, but no watched parameter has a gradient",
-                "call loss.backward() before optimizer.step(); look for detach() and no_grad()",
-            )
             return None
         if grads[0].is_cuda and torch.cuda.is_current_stream_capturing():
             return None
@@ -237,6 +290,13 @@ class Watch:
     def _warn(self, name: str, error: Exception) -> None:
         cause = f"the detector {name} failed and is off: {type(error).__name__}"
         self._voice.warn("detector-failed", name, cause, "train on without it", error=error)
+
+
+def _is_bad_number(value: Tensor | float | None) -> bool:
+    """Return whether a number on the host is not finite; one on a device is not waited for."""
+    if isinstance(value, Tensor):
+        return value.device.type == "cpu" and not bool(value.isfinite())
+    return value is not None and not math.isfinite(value)
 
 
 def list_gradients(
