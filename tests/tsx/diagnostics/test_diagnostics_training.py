@@ -1,4 +1,4 @@
-"""Spikes, plateaus, rates and intervals: planted ones are named, healthy loops raise nothing."""
+"""Spikes, plateaus, rates and intervals: in runs of recipes, and beside what is healthy."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ pytestmark = pytest.mark.trainer
 
 FAMILY = (LossSpike, Plateau, Rates, Intervals)
 KINDS = {kind.name for detector in FAMILY for kind in detector.kinds}
-CONFIG_ONLY = {"tsx-interval-past-end"}  # told by the config, of a recipe's run alone
-LINE_UNKNOWN = {"tsx-odd-parity"}  # the line that asks is in no function under way
 PLANTS = [plant for plant in list_plants() if plant.kind in KINDS]
 
 
@@ -38,21 +36,6 @@ def listen_to(build, steps, proof=None):
     """Return what is found in a loop of one's own."""
     loop = Healthy(name="own", architecture="", looks="", build=build, proof=proof, steps=steps)
     return play_watched(loop)
-
-
-@pytest.mark.parametrize(
-    "plant",
-    [plant for plant in PLANTS if plant.name not in CONFIG_ONLY | LINE_UNKNOWN],
-    ids=lambda plant: plant.name,
-)
-def test_a_planted_fault_is_named(plant):
-    found = play_watched(plant)
-    (first,) = list_alarms(found) if plant.severity != "info" else found
-    assert (first.kind, first.severity, first.module) == (plant.kind, plant.severity, plant.module)
-    assert first.evidence["mechanism"] == plant.mechanism
-    if plant.marker:
-        path, _, line = first.where.rpartition(":")
-        assert (Path(path).name, int(line)) == (Path(plant.path).name, plant.line)
 
 
 @pytest.mark.parametrize(
