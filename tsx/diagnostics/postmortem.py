@@ -49,6 +49,7 @@ class Postmortem:
         self._model = model
         self._find_loss = find_loss
         self._rewinder = Rewinder(model)
+        self.keep: Callable[..., Mapping[str, Any]] | None = None  # see tsx.recording.dumping
         self._calls: deque[HeldCall] = deque(maxlen=MAX_CALLS)
         self._previous: HeldCall | None = None
 
@@ -101,6 +102,8 @@ class Postmortem:
             if origin is not None:
                 tried = self._try_more(call, origin, backward)
                 known = {**tried, **(evidence or {})}
+                if self.keep is not None:
+                    known |= self.keep(call, self._model, step, known)
                 return describe_origin(
                     origin, step=step, time=time, severity=Severity.ERROR, evidence=known
                 )

@@ -24,7 +24,7 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from registry.events import Status
-from tsx.errors import Exit
+from tsx.errors import Diverged, Exit
 from tsx.launch.exit_reason import Ending, describe_error
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
@@ -37,6 +37,8 @@ def explain_exception(error: BaseException) -> Ending:
         return Ending(Status.INTERRUPTED, "SIGINT", Exit.INTERRUPTED)
     if isinstance(error, SystemExit):
         return explain_exit_code(error.code)
+    if isinstance(error, Diverged):
+        return Ending(Status.DIVERGED, " ".join(str(error).split()), Exit.DIVERGED)
     status = Status.OOM if _is_out_of_memory(error) else Status.FAILED
     return Ending(status, describe_error(error), Exit.FAILED)
 

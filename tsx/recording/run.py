@@ -74,7 +74,8 @@ class Run(Watchable):
         self._lines = RunLines(sink, step, self.tell)
         self._steps = StepCount(step, self._lines)
         self._telemetry = self._lines.telemetry
-        self._watching = Watching(self._lines, self.tell)
+        kept_in = None if lock is None else self.folder
+        self._watching = Watching(self._lines, self.tell, kept_in)
         self._pulse = Pulse(self._telemetry, None, period_s=0.0)
         self._pulse.__enter__()
         self._program = ProgramEnd(self.end, lambda: self.step)

@@ -36,6 +36,7 @@ class Watchable(ABC):
         intervals: Mapping[str, int] | None = None,
         fixed_batch: bool = False,
         every: int | None = None,
+        on_nonfinite: str = "halt",
     ) -> None:
         """Look at a model as it trains: for what is wrong with it, its data and its loop.
 
@@ -51,12 +52,16 @@ class Watchable(ABC):
             intervals: key that is logged to the steps between two of its lines.
             fixed_batch: one batch is repeated on purpose.
             every: steps from one look to the next; default as many as keep its cost below 0.5 %.
+            on_nonfinite: "halt" raises `tsx.errors.Diverged` out of `compute` or the optimizer's
+                `step` before a parameter is touched, "skip" leaves that update out, "continue"
+                takes it. A finding is recorded in any case.
         """
         self._check_open()
         self._watching.watch(
             model,
             optimizer,
             every=every,
+            on_nonfinite=on_nonfinite,
             causal=causal,
             steps=steps,
             intervals=dict(intervals or {}),
@@ -71,6 +76,7 @@ class Watchable(ABC):
 
         Raises:
             RunClosed: the run is finished.
+            Diverged: the loss is not finite, and a watched model is to halt then.
         """
         self._check_open()
         return self._watching.compute(fn, *args, **kwargs)

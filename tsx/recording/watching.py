@@ -13,10 +13,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast
 
 from registry.events import Finding, RunPrepared, Severity
 from tsx.cli.output import clean
+from tsx.errors import Diverged
 from tsx.recording.lines import RunLines
 from tsx.recording.values import Refused, read_number
 
@@ -44,21 +46,32 @@ class Call(NamedTuple):
 class Watching:
     """The watched models and the last computation of one run."""
 
-    def __init__(self, lines: RunLines, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, lines: RunLines, tell: Callable[[str], None], folder: Path | None = None
+    ) -> None:
         self._lines = lines
         self._tell = tell
         self._watches: list[Watch] = []
         self._numbers = itertools.count(1)
         self._is_told = False
+        self._folder = folder  # where a call that is not finite is kept
+        self._diverged: Diverged | None = None  # to be raised
         self._postmortem: Postmortem | None = None
         self.last_call: Call | None = None
         self.hear: Callable[[Any, int], None] | None = None  # gets each line that is logged
 
     def watch(
-        self, model: nn.Module, optimizer: object, *, every: int | None, **declared: Any
+        self,
+        model: nn.Module,
+        optimizer: object,
+        *,
+        every: int | None,
+        on_nonfinite: str = "continue",
+        **declared: Any,
     ) -> None:
         """See `Run.watch`; a model that is watched already gets one more optimizer."""
         try:
+            from tsx.config import OnNonFinite
             from tsx.diagnostics.detector import Declared
             from tsx.diagnostics.postmortem import Postmortem
             from tsx.diagnostics.watch import Watch, unwrap
@@ -76,12 +89,17 @@ class Watching:
                 numbers=self._numbers,
                 declared=Declared(**declared),
                 every=every,
+                on_nonfinite=OnNonFinite(on_nonfinite),
                 tell=self._say,
             )
             self._watches.append(watch)
             if self._postmortem is None:
                 self._postmortem = Postmortem(watch.model, _find_loss)
                 watch.postmortem = self._postmortem
+                if self._folder is not None:
+                    from tsx.recording.dumping import CallDumps
+
+                    self._postmortem.keep = CallDumps(self._folder, self._lines).keep
                 self.hear = watch.engine.log
             self._lines.emit(describe_models([watch.model for watch in self._watches]))
         except Exception as error:
@@ -89,6 +107,7 @@ class Watching:
 
     def compute(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Run.compute`."""
+        self._halt()
         step = self._lines.step + 1
         self.last_call = Call(fn, args, kwargs, step)
         self._remember(fn, args, kwargs)
@@ -106,7 +125,14 @@ class Watching:
             self._check_loss(result, step)
         except Exception as error:
             self._fail("compute", error)
+        self._halt()
         return result
+
+    def _halt(self) -> None:
+        """Raise what a loss that is not finite has come to, if the policy is to halt."""
+        diverged, self._diverged = self._diverged, None
+        if diverged is not None:
+            raise diverged
 
     def _remember(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -135,25 +161,32 @@ class Watching:
 
     def _check_loss(self, result: Any, step: int) -> None:
         """Look at the loss that a result holds, if any: on the host at once, else later."""
+        torch = sys.modules.get("torch")
+        trains = torch is not None and torch.is_grad_enabled()
         with contextlib.suppress(Refused):
             loss = read_number(_find_loss(result))
             if isinstance(loss, float):
-                self._judge(loss, step, is_at_hand=True)
+                self._judge(loss, step, trains=trains, is_at_hand=True)
             else:
-                self._lines.read_late(loss.detach().clone(), lambda value: self._judge(value, step))
+                self._lines.read_late(
+                    loss.detach().clone(), lambda value: self._judge(value, step, trains=trains)
+                )
 
-    def _judge(self, loss: float, step: int, *, is_at_hand: bool = False) -> None:
+    def _judge(self, loss: float, step: int, *, trains: bool, is_at_hand: bool = False) -> None:
         """Tell of a loss that is not finite, once until it is finite again.
 
         Args:
             loss: as it was returned.
             step: whose loss it is.
+            trains: gradients were asked for.
             is_at_hand: the model is still as it was for the call.
         """
         is_bad = not math.isfinite(loss)
         for watch in self._watches:
             watch.loss = loss
             watch.engine.saw_loss(loss, step)
+            if is_at_hand and trains:
+                watch.policy.saw_loss(is_bad=is_bad)
             if is_bad:
                 watch.look_next()
         if is_bad and not self._is_told:
@@ -164,9 +197,17 @@ class Watching:
             self._tell(f"step {step}: the loss is {name}" + (f": {why} ({where})" if why else ""))
             self._lines.emit(finding)
             for watch in self._watches:
+                watch.policy.finding = finding
                 watch.is_explained = True
                 watch.scene.reports.note(finding)
         self._is_told = is_bad
+        if is_bad and trains:
+            self._diverged = self._make_error(loss, step)
+
+    def _make_error(self, loss: float, step: int) -> Diverged | None:
+        """Return what to raise for a loss that is not finite; None where training goes on."""
+        halting = [watch.policy for watch in self._watches if watch.policy.is_halting]
+        return halting[0].make_error(step, f"loss {loss}") if halting else None
 
     def _explain(self, loss: float, step: int, *, is_at_hand: bool) -> Finding:
         """Return what is to be said of a loss that is not finite."""

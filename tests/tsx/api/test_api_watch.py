@@ -155,7 +155,7 @@ def test_an_optimizer_that_was_not_meant_is_passed_over(run, make_model):
 def test_a_gradient_that_is_not_finite_is_named_with_its_step(bad, run, make_model, list_findings):
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    run.watch(model, optimizer, every=1, on_nonfinite="continue")
+    run.watch(model, optimizer, every=1, on_nonfinite="continue", on_nonfinite="continue")
 
     def spoil(step):
         if step == 3 and bad is not None:
@@ -176,7 +176,7 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_step(bad, run, make_mod
 def test_a_parameter_that_broke_is_named(run, make_model, list_findings):
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    run.watch(model, optimizer, every=1, on_nonfinite="continue")
+    run.watch(model, optimizer, every=1, on_nonfinite="continue", on_nonfinite="continue")
 
     def spoil(step):
         if step == 2:
@@ -205,7 +205,7 @@ def test_a_bad_loss_is_one_finding_and_makes_the_watch_look_at_the_very_step(
 ):
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    run.watch(model, optimizer, every=1000, on_nonfinite="continue")
+    run.watch(model, optimizer, every=1000, on_nonfinite="continue", on_nonfinite="continue")
     train(model, optimizer, 1, run)
     loss = run.compute(lambda: model(torch.full((2, 4), math.nan)).mean())
     loss.backward()
@@ -326,7 +326,7 @@ def test_a_compiled_model_is_watched_under_its_own_names(run, make_model, list_f
         model = make_model()
         compiled = torch.compile(model, backend="eager")
         optimizer = torch.optim.SGD(compiled.parameters(), lr=0.1)
-        run.watch(compiled, optimizer, every=1, on_nonfinite="continue")
+        run.watch(compiled, optimizer, every=1, on_nonfinite="continue", on_nonfinite="continue")
         run.watch(model)
 
         def spoil(step):
@@ -401,7 +401,7 @@ def test_gradients_on_a_device_are_judged_when_they_arrive(
     monkeypatch.setattr("tsx.recording.lines.is_late", lambda tensor: True)
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    run.watch(model, optimizer, every=1, on_nonfinite="continue")
+    run.watch(model, optimizer, every=1, on_nonfinite="continue", on_nonfinite="continue")
 
     def spoil(step):
         if step == 2:
