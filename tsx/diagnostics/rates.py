@@ -110,7 +110,10 @@ class Rates(Detector):
             course = self._courses[id(optimizer)] = _Course(optimizer)
         before = course.last
         course.add(max((float(group["lr"]) for group in optimizer.param_groups), default=0.0))
-        if not course.is_judged and ((course.steps > 1 and course.last <= before) or course.wanted):
+        is_at_top = course.steps > 1 and course.last <= before
+        # A rate far too high is told in the very step that it spoils.
+        is_known = is_at_top or course.wanted > 0 or course.last >= _ADAPTIVE_TOO_HIGH
+        if is_known and not course.is_judged:
             self._judge(course)
         self._judge_spent(course)
 
