@@ -9,6 +9,8 @@ FOUND_KINDS = frozenset(
         *("loss-spike", "plateau", "lr", "interval-never-fires"),
         *("recompile", "recompile-limit", "graph-break", "cudagraph"),
         *("throughput", "oom"),
+        *("init-scale", "loss-at-init", "router", "aux-scale"),
+        *("dtype-mismatch", "upcast", "attention-backend"),
     }
 )
 
@@ -19,7 +21,10 @@ NOT_FOUND: dict[str, str] = {
 # Found, but with another module than the planted one.
 OTHER_MODULE: dict[str, str] = {}
 # Found, but at another line.
-OTHER_LINE: dict[str, str] = {}
+OTHER_LINE: dict[str, str] = {
+    "loud-head": "the line that drew the head has run before anything was watched",
+    "aux-outweighs": "the weight is set in the body of a class; the sum that uses it is named",
+}
 # Found, but with another mechanism.
 OTHER_CAUSE: dict[str, str] = {}
 # Found, with a finding of another kind beside.

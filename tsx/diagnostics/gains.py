@@ -240,7 +240,8 @@ def measure_size(tensor: Tensor) -> Tensor:
     flat = tensor.detach()
     if flat.numel() > MAX_ELEMENTS and flat.ndim > 1:
         flat = flat[: max(1, MAX_ELEMENTS * len(flat) // flat.numel())]
-    norm: Tensor = torch.linalg.vector_norm(flat, dtype=torch.float32)
+    wide = None if flat.dtype is torch.float64 else torch.float32
+    norm: Tensor = torch.linalg.vector_norm(flat, dtype=wide)
     return norm / math.sqrt(max(flat.numel(), 1))
 
 
