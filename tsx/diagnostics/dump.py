@@ -131,7 +131,7 @@ class Dump:
         cuda = self.moment.cuda if len(self.moment.cuda) == here else []
         try:
             set_generators(replace(self.moment, cuda=cuda))
-        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        except (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise DumpDamagedError(f"{self.path}: a random generator: {error}") from error
 
 
