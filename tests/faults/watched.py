@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,8 +128,11 @@ def train_watched(plant: Plant) -> list[Finding]:
     with (
         tempfile.TemporaryDirectory() as folder,
         plants.seeded(),
+        warnings.catch_warnings(),
         contextlib.suppress(*promised),
     ):
+        if plant.warns:
+            warnings.filterwarnings("always", message=plant.warns)
         train_planted(plant, Path(folder), sink)
     return list_findings(sink.events)
 

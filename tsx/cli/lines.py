@@ -63,7 +63,7 @@ def closing_line(prepared: RunPrepared, peak_gib: float | None) -> str:
 
 def finding_line(finding: Finding) -> str:
     """Return a finding on one line: severity, kind, place, cause and what to do."""
-    place = finding.where or finding.module
+    place = ", ".join(part for part in (finding.module, finding.where) if part)
     parts = [f"{finding.severity}: {finding.kind}"]
     if place:
         parts.append(f"at {place}")

@@ -39,11 +39,13 @@ class PlainView:
         self._peak_gib: float | None = None
         self._began = 0.0
         self._resumable = False  # is there a checkpoint to go on from
+        self._told: set[str] = set()  # findings: one that comes again is counted, not shown
 
     def begin(self, run_id: str, name: str, config: RunConfig) -> None:
         """Say which run starts."""
         self._prepared, self._peak_gib, self._began = None, None, time.monotonic()
         self._config, self._resumable = config, False
+        self._told.clear()
         seed, steps = config.train.seed, config.train.steps
         work = f"{steps} steps" if steps else "scored as it is"
         _talk(f"run {run_id} {name!r}: {work}, seed {seed}; starting torch ...")
@@ -56,10 +58,8 @@ class PlainView:
                 self._notes(event)
             case Metrics():
                 self._peak_gib = event.values.get("sys/peak_mem_gib", self._peak_gib)
-            case Finding(severity=Severity.INFO):
-                _talk(finding_line(event))
             case Finding():
-                _talk(finding_line(event), style="warning")
+                self._tell(event)
             case RunResumed():
                 self._resumable = True
             case Artifact(kind="checkpoint"):
@@ -68,6 +68,17 @@ class PlainView:
         perf = self._config is not None and self._config.perf.log_metrics
         for line in list_lines(event, perf=perf):
             _data(line)
+
+    def _tell(self, finding: Finding) -> None:
+        """Show a finding, the first time."""
+        line = finding_line(finding)
+        if line in self._told:
+            return
+        self._told.add(line)
+        if finding.severity is Severity.INFO:
+            _talk(line)
+        else:
+            _talk(line, style="warning")
 
     def tick(self) -> None:
         """Push what was printed, so that a pipe or a log has each line as it comes."""

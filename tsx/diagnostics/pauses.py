@@ -28,7 +28,7 @@ MAX_SAMPLES = 2000  # of one pause
 WINDOW = 64  # pauses that are judged together
 MIN_PAUSES = 4
 MIN_SHARE = 0.6  # of the step, that is spent before it
-MIN_PAUSE_S = 0.005  # below it a tiny model is what makes the share large
+MIN_PAUSE_S = 0.015  # below it a tiny model or a busy machine is what makes the share large
 MIN_SLOWDOWN = 2.0  # of the pauses of a window against those of the first
 EVERY = 16  # steps between two judgements of a slowdown
 

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from registry.events import Event, Finding
+from registry.events import Event, Finding, Severity
 
 # kind -> what it explains at the same module, at modules below it, or where either names none.
 EXPLAINS: dict[str, frozenset[str]] = {
     "nan-origin": frozenset({"non-finite", "loss-spike", "update-ratio", "init-scale"}),
     "attention-axis": frozenset({"mask-audit", "future-leak", "batch-leak"}),
-    "mask-audit": frozenset({"future-leak", "loss-at-init"}),
+    "mask-audit": frozenset({"future-leak", "loss-at-init", "frozen-param"}),
     "target-shift": frozenset({"future-leak", "loss-at-init", "overfit"}),
     "data-quality": frozenset({"loss-spike", "loss-at-init", "init-scale", "update-ratio"}),
     "loss-contract": frozenset({"loss-at-init", "plateau", "data-quality", "overfit"}),
@@ -31,13 +31,15 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "update-ratio": frozenset({"loss-spike", "plateau"}),
     "recompile-limit": frozenset({"recompile", "throughput"}),
     "recompile": frozenset({"throughput"}),
-    "graph-break": frozenset({"throughput"}),
+    "graph-break": frozenset({"throughput", "recompile"}),
     "dtype-mismatch": frozenset({"upcast"}),
-    "repeated-data": frozenset({"plateau"}),
+    "repeated-data": frozenset({"plateau", "throughput"}),
     "oom": frozenset({"throughput"}),
 }
 # (kind, mechanism) -> what it explains beside.
-EXPLAINS_BESIDE: dict[tuple[str, str], frozenset[str]] = {}
+EXPLAINS_BESIDE: dict[tuple[str, str], frozenset[str]] = {
+    ("frozen-param", "no-tokens"): frozenset({"router"}),
+}
 MAX_FINDINGS = 200  # different ones of a run
 
 
@@ -139,7 +141,9 @@ class Reports:
 
 
 def explains(one: Finding, other: Finding) -> bool:
-    """Return whether a finding makes another one superfluous."""
+    """Return whether a finding makes another one superfluous; a remark explains no fault."""
+    if one.severity is Severity.INFO and other.severity is not Severity.INFO:
+        return False
     known = EXPLAINS.get(one.kind, frozenset()) | EXPLAINS_BESIDE.get(
         (one.kind, str(one.evidence.get("mechanism", ""))), frozenset()
     )

@@ -332,6 +332,7 @@ ENTRIES = (
         kind="loss-spike",
         mechanism="bad-scale",
         steps=10,
+        config={"train__steps": 10},
         story="One batch is a thousand times too large; the loss jumps and comes back.",
         served=burst,
         proof=has_spike,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+import msgspec
 import pytest
 
 from registry.events import (
@@ -178,6 +179,22 @@ def test_a_finding_is_one_line() -> None:
     )
     said = "error: non-finite at moe.py:12: a loss that is not finite (lower optim.lr)"
     assert finding_line(finding) == said
+    within = msgspec.structs.replace(finding, module="blocks.0.moe")
+    assert finding_line(within).startswith("error: non-finite at blocks.0.moe, moe.py:12: a loss")
+
+
+@pytest.mark.parametrize("view", [PlainView, LiveView])
+def test_a_finding_that_is_counted_again_is_shown_once(
+    capsys: pytest.CaptureFixture[str], view: type[PlainView]
+) -> None:
+    shown = view()
+    for run in ("aaaaaaaa", "bbbbbbbb"):
+        shown.begin(run, "first", make_config())
+        for count in (1, 1, 2):
+            shown.see(
+                Finding(time=1.0, kind="router", severity=Severity.WARNING, cause="x", count=count)
+            )
+        assert capsys.readouterr().err.count("warning: router: x") == 1
 
 
 @pytest.mark.parametrize(
