@@ -12,13 +12,10 @@ CUDA graphs.
 
 from __future__ import annotations
 
-import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -37,13 +34,12 @@ from tsx.diagnostics.pace import Pace
 from tsx.diagnostics.postmortem import Postmortem
 from tsx.diagnostics.reports import Reports
 from tsx.diagnostics.roster import make_detectors
-from tsx.diagnostics.step_policy import StepPolicy, drop_gradients
+from tsx.diagnostics.step_policy import StepPolicy, is_bad_number
 
 if TYPE_CHECKING:
     from tsx.config import RunConfig
 
 DEVICE_PERIOD_S = 1.0  # between looks on an accelerator
-NONFINITE_KINDS = ("nan-origin", "non-finite")
 FIRST_LOOKS = 4  # one after the other: what is wrong from the start shows there
 
 
@@ -80,8 +76,7 @@ class Watch:
         self.model = unwrap(model)
         self.loss: float | None = None  # of the step under way, where it was seen
         self.postmortem: Postmortem | None = None
-        self.policy = StepPolicy(on_nonfinite)
-        self._aloud = tell
+        self.policy = StepPolicy(on_nonfinite, voice, tell)
         self.is_explained = False  # the step under way: its gradients need no finding of their own
         self._voice = voice
         self._numbers = numbers
@@ -94,7 +89,7 @@ class Watch:
             self.model,
             declared or Declared(),
             voice,
-            Reports(voice.emit, self._tell),
+            Reports(voice.emit, self.policy.note),
             config=config,
             names=self._names,
             modules={id(module): name for name, module in self.model.named_modules()},
@@ -126,13 +121,6 @@ class Watch:
         if inner is not None and len(self._only) < 10:
             self.add(inner)
 
-    def _tell(self, finding: Finding) -> None:
-        """Note and say aloud what was found."""
-        if finding.kind in NONFINITE_KINDS:
-            self.policy.finding = finding
-        if self._aloud is not None:
-            self._aloud(finding)
-
     def look_next(self) -> None:
         """Look at the next step whatever it costs."""
         for pace in self._paces.values():
@@ -153,8 +141,8 @@ class Watch:
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         is_seen = self._look_before(optimizer)
-        if is_seen is not None and self._is_barred(optimizer, is_seen):
-            self._bar(optimizer)
+        if is_seen is not None:
+            self.policy.apply(optimizer, self.scene.reports, is_seen=is_seen)
 
     def _look_before(self, optimizer: Optimizer) -> bool | None:
         """Look if it is time to; return whether gradients seem bad, None for another's step."""
@@ -167,51 +155,20 @@ class Watch:
             is_due = pace.is_due(began)
             if not pace.is_ours:
                 return None
-            is_bad = self._is_bad(optimizer)
+            is_asked = self.postmortem is not None or self.policy.is_active
+            is_bad = is_asked and self._guard.sees_bad(optimizer)
             if not (is_due or is_bad):
                 return False
             with torch.no_grad():
                 self._look = self._begin(optimizer, pace)
                 if self._look is not None:
                     values = self.engine.before_step(self._look)
-                    self._hold(self._look, values)
-                    is_bad = is_bad or _is_bad_number(values.get("grad_norm"))
+                    hold(self._voice, self._look, values)
+                    is_bad = is_bad or is_bad_number(values.get("grad_norm"))
             self._spent_s = self._clock() - began
         except Exception as error:
             self._give_up(error)
         return is_bad
-
-    def _is_barred(self, optimizer: Optimizer, is_seen: bool) -> bool:
-        """Return whether the policy forbids a step; a failure to tell forbids nothing."""
-        try:
-            return self.policy.is_barred(optimizer, is_seen=is_seen)
-        except Exception as error:
-            self._give_up(error)
-            return False
-
-    def _bar(self, optimizer: Optimizer) -> None:
-        """Halt before a step, or leave it out.
-
-        Raises:
-            Diverged: the policy is to halt; parameters are as they were.
-        """
-        step, policy, reports = self._voice.step + 1, self.policy, self.scene.reports
-        if policy.is_halting:
-            policy.end_step()
-            with contextlib.suppress(Exception):
-                reports.flush()
-            raise policy.make_error(step, "gradients")
-        drop_gradients(optimizer)
-        policy.skipped += 1
-        self._voice.held["watch/skipped_steps"] = float(policy.skipped)
-        found = policy.finding
-        if found is not None and found.step != step:
-            reports.add(msgspec.structs.replace(found, step=step, count=1))
-
-    def _is_bad(self, optimizer: Optimizer) -> bool:
-        """Return whether a look is called for though none is due, and what it finds explained."""
-        is_asked = self.postmortem is not None or self.policy.is_active
-        return is_asked and self._guard.sees_bad(optimizer)
 
     def explain_gradients(self, step: int) -> Finding | None:
         """Return where gradients that are not finite come from; None where nobody can tell."""
@@ -237,7 +194,7 @@ class Watch:
                 self.loss = None
                 began = self._clock()
                 with torch.no_grad():
-                    self._hold(look, self.engine.after_step(look))
+                    hold(self._voice, look, self.engine.after_step(look))
                 ended = self._clock()
                 pace.note(self._spent_s + ended - began, ended)
             self.engine.end_step(optimizer)
@@ -251,11 +208,6 @@ class Watch:
         self.engine.is_looking = False
         if any(pace.will_be_due(now) for pace in self._paces.values()):
             self.engine.begin_look()
-
-    def _hold(self, look: Look, values: Mapping[str, Tensor | float]) -> None:
-        """Let values ride on the next line of metrics."""
-        for key, value in values.items():
-            self._voice.held[f"{look.prefix}/{key}"] = value
 
     def _make_pace(self, optimizer: Optimizer) -> Pace:
         """Return when to look at an optimizer; never at one that is not ours."""
@@ -292,11 +244,10 @@ class Watch:
         self._voice.warn("detector-failed", name, cause, "train on without it", error=error)
 
 
-def _is_bad_number(value: Tensor | float | None) -> bool:
-    """Return whether a number on the host is not finite; one on a device is not waited for."""
-    if isinstance(value, Tensor):
-        return value.device.type == "cpu" and not bool(value.isfinite())
-    return value is not None and not math.isfinite(value)
+def hold(voice: Voice, look: Look, values: Mapping[str, Tensor | float]) -> None:
+    """Let values ride on the next line of metrics."""
+    for key, value in values.items():
+        voice.held[f"{look.prefix}/{key}"] = value
 
 
 def list_gradients(
