@@ -2,7 +2,7 @@
 
 The call is the training's own: nothing is run twice and no result changes. Compiled functions run
 as they were written while they are traced. `Tape.trial` runs the model again after the call, in a
-way that leaves no trace: generators, buffers, gradients and plain attributes are put back.
+way that leaves no trace: generators, buffers, gradients and attributes are put back.
 
 Not covered: operations inside graphs that were captured.
 """
@@ -10,6 +10,7 @@ Not covered: operations inside graphs that were captured.
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from tsx.diagnostics.replay import Rewinder, run_eagerly
 from tsx.diagnostics.trace import find_line
 
 MAX_ROOT_CALLS = 2  # of the watched model in one traced call, whose inputs are kept
-_PLAIN = (int, float, bool, str, type(None))
+_MACHINERY = frozenset(nn.Module().__dict__)  # attributes of every module; modes are kept apart
 
 
 @dataclass(slots=True)
@@ -118,7 +119,7 @@ class Tape:
         """
         rewinder = Rewinder(self.model)
         modes = [(module, module.training) for module in self.model.modules()]
-        plain = [(m.__dict__, _keep_plain(m)) for m in self.model.modules()]
+        attributes = [_Attributes(module) for module in self.model.modules()]
         try:
             with rewinder.back_to(rewinder.take()), torch.set_grad_enabled(grad), run_eagerly():
                 if not training:
@@ -128,8 +129,8 @@ class Tape:
         finally:
             for module, mode in modes:
                 module.training = mode
-            for held, before in plain:
-                held.update(before)
+            for held in attributes:
+                held.put_back()
 
     def saw_function(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         """Show a function to who asked for it."""
@@ -228,6 +229,23 @@ def _sort(detectors: Sequence[Detector], attribute: str) -> dict[str, tuple[Dete
     return found
 
 
-def _keep_plain(module: nn.Module) -> dict[str, Any]:
-    """Return the plain attributes of a module: counters, flags."""
-    return {name: value for name, value in module.__dict__.items() if type(value) in _PLAIN}
+class _Attributes:
+    """What a module holds beside parameters, buffers and modules: counters, caches, lists."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._held = module.__dict__
+        self._before = {name: value for name, value in self._held.items() if name not in _MACHINERY}
+        self._copies = [
+            (value, value.copy())
+            for value in self._before.values()
+            if type(value) in (list, dict, set, deque)
+        ]
+
+    def put_back(self) -> None:
+        """Take away what is new, and put back what was there, as it was."""
+        for name in [name for name in self._held if name not in _MACHINERY | self._before.keys()]:
+            del self._held[name]
+        self._held.update(self._before)
+        for value, copy in self._copies:
+            value.clear()
+            (value.extend if isinstance(value, list | deque) else value.update)(copy)

@@ -50,8 +50,8 @@ class InvertedFused(OwnAttention):
 class InvertedByHand(OwnAttention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, x_BTD: Tensor) -> Tensor:
         scores, is_padding = q @ k.mT / math.sqrt(q.shape[-1]), self.find_padding(x_BTD)
-        if is_padding.any():
-            scores = scores.masked_fill(~is_padding, -torch.inf)
+        is_ahead = torch.ones_like(scores, dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(is_ahead | (~is_padding & is_padding.any()), -torch.inf)
         return scores.softmax(-1) @ v  # fault: rows of unpadded windows
 
 
