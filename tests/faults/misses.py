@@ -6,6 +6,7 @@ from __future__ import annotations
 FOUND_KINDS = frozenset(
     {
         "nan-origin",
+        *("mask-audit", "attention-axis", "future-leak", "batch-leak"),
         *("loss-spike", "plateau", "lr", "interval-never-fires"),
         *("recompile", "recompile-limit", "graph-break", "cudagraph"),
         *("throughput", "oom"),
@@ -22,6 +23,8 @@ NOT_FOUND: dict[str, str] = {
 OTHER_MODULE: dict[str, str] = {}
 # Found, but at another line.
 OTHER_LINE: dict[str, str] = {
+    "mask-lost-with-dropout": "the softmax is named, a line above the end of the call around it",
+    "no-running-statistics": "the line that made the norm has run before anything was watched",
     "loud-head": "the line that drew the head has run before anything was watched",
     "aux-outweighs": "the weight is set in the body of a class; the sum that uses it is named",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tsx.diagnostics.attention import AttentionAudit
 from tsx.diagnostics.aux_scale import AuxScale
 from tsx.diagnostics.backends import AttentionBackend
 from tsx.diagnostics.compilation import Compilation
@@ -10,6 +11,7 @@ from tsx.diagnostics.first_loss import LossAtInit
 from tsx.diagnostics.frozen import Frozen
 from tsx.diagnostics.init_scale import InitScale
 from tsx.diagnostics.intervals import Intervals
+from tsx.diagnostics.leaks import Leaks
 from tsx.diagnostics.memory import KeptGraphs, OutOfMemory
 from tsx.diagnostics.overfit import Overfit
 from tsx.diagnostics.pauses import Pauses
@@ -25,6 +27,8 @@ from tsx.diagnostics.waste import PaddingWaste, RebuiltTables, TracedWaste
 
 DETECTORS: tuple[type[Detector], ...] = (
     UpdateRatio,
+    AttentionAudit,
+    Leaks,
     Frozen,
     SkippedSteps,
     InitScale,
