@@ -1,4 +1,4 @@
-"""`tsx diagnose RUN`: what was found to be wrong with a run, where, why, and what to do."""
+"""`tsx diagnose`: what was found to be wrong with a run or with weights, where, why, what to do."""
 
 from __future__ import annotations
 
@@ -6,14 +6,30 @@ from typing import Annotated
 
 import typer
 
-EXAMPLES = ("tsx diagnose @last", "tsx diagnose sanity --json")
+EXAMPLES = (
+    "tsx diagnose @last",
+    "tsx diagnose sanity --json",
+    "tsx diagnose --checkpoint @last",
+    "tsx diagnose --checkpoint before.safetensors after.safetensors",
+)
 
 
 def command(
-    run: Annotated[str, typer.Argument(help="Id, unique prefix, name, @last or @-2.")],
+    run: Annotated[
+        str,
+        typer.Argument(help="Id, prefix, name, @last or @-2; of weights RUN@STEP or a path, too."),
+    ],
+    other: Annotated[str, typer.Argument(help="Weights to compare with.")] = "",
+    checkpoint: Annotated[
+        bool,
+        typer.Option("--checkpoint", help="Compare weights with others, or with how they began."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what was found to be wrong with a run, with its evidence."""
+    if checkpoint or other:
+        _diagnose_weights(run, other, is_meant=checkpoint, as_json=as_json)
+        return
     from dataclasses import asdict
 
     from tsx.cli import output
@@ -36,3 +52,24 @@ def command(
         elif index:
             output.data("")
         show_finding(finding)
+
+
+def _diagnose_weights(one: str, other: str, *, is_meant: bool, as_json: bool) -> None:
+    """Show what weights tell of their training."""
+    from tsx.cli import output, weights_report
+
+    if not is_meant:
+        from tsx.errors import ConfigError
+
+        raise ConfigError(
+            f"{other!r}: one run at a time is diagnosed; two are compared as weights",
+            next_command="tsx diagnose --checkpoint A B",
+        )
+    from tsx.trainer.weight_comparison import compare_weights
+
+    places = [weights_report.find_place(name) for name in (one, other) if name]
+    found = compare_weights(places[0], places[1] if len(places) > 1 else None)
+    if as_json:
+        output.json(weights_report.to_plain(found))
+    else:
+        weights_report.show(found)

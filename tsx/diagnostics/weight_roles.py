@@ -82,8 +82,8 @@ def find_role(name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, st
     """Return a tensor's class, and "weights", "biases" or nothing where that says all."""
     if _STATISTIC.search(name):
         return STATISTICS, ""
-    modules, leaf, kind = _split(name)
-    last = modules[-1] if modules else leaf
+    modules, kind = _split(name)
+    last = modules[-1] if modules else ""
     if _NORM.search(last) and len(shapes[name]) <= 1:
         return _name_norm(name, last, shapes), kind
     if _is_gate(modules):
@@ -101,13 +101,13 @@ def find_role(name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, st
     return last, kind
 
 
-def _split(name: str) -> tuple[list[str], str, str]:
-    """Return the modules on the way, lower case and without numbers; the leaf; what it is."""
+def _split(name: str) -> tuple[list[str], str]:
+    """Return the modules on the way, lower case and without numbers; what the leaf is."""
     *modules, leaf = name.lower().split(".")
     kind = "biases" if re.search(r"(^|_)bias", leaf) else "weights"
     stem = re.sub(r"_?(weight|bias)$", "", leaf)  # in_proj_weight
     named = [module for module in (*modules, stem) if module and not module.isdigit()]
-    return named, leaf, kind
+    return named, kind
 
 
 def _name_norm(name: str, last: str, shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -221,7 +221,7 @@ def find_files(folder: Path, model: ModelConfig) -> dict[str, Path]:
         )
     where: dict[str, Path] = {}
     found: dict[str, tuple[int, ...]] = {}
-    for path in _list_weight_files(folder):
+    for path in list_weight_files(folder):
         for name, shape in _read_header(path).items():
             if name in where:
                 raise ConfigError(f"{path}: tensor {_show(name)} is also in {where[name].name}")
@@ -238,7 +238,7 @@ def hash_files(folder: Path) -> dict[str, str]:
         ConfigError: there is none, or one cannot be read.
     """
     digests = {}
-    for path in _list_weight_files(folder):
+    for path in list_weight_files(folder):
         try:
             with path.open("rb") as file:
                 digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -247,7 +247,7 @@ def hash_files(folder: Path) -> dict[str, str]:
     return digests
 
 
-def _list_weight_files(folder: Path) -> list[Path]:
+def list_weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a folder: one, or the shards that its index names."""
     whole, index = folder / WEIGHTS, folder / INDEX
     if whole.is_file():

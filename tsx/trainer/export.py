@@ -54,7 +54,7 @@ def export_weights(run_folder: Path, target: Path, *, which: str = LAST) -> Expo
         TsxError: no checkpoint is whole, or the disk does not take the files.
     """
     checkpoints = CheckpointFolder(run_folder)
-    state, damaged = _pick_state(checkpoints, which)
+    state, damaged = pick_state(checkpoints, which)
     config = decode(state.config, place=str(checkpoints.get_path(state.step)))
     try:
         tensors = checkpoints.read_tensors(state.step, MODEL, list_state_shapes(config.model))
@@ -73,7 +73,7 @@ def export_weights(run_folder: Path, target: Path, *, which: str = LAST) -> Expo
     )
 
 
-def _pick_state(
+def pick_state(
     checkpoints: CheckpointFolder, which: str
 ) -> tuple[CheckpointState, tuple[str, ...]]:
     """Return the state of the checkpoint that is meant, and what ails newer ones."""
