@@ -7,6 +7,7 @@ FOUND_KINDS = frozenset(
     {
         "nan-origin",
         *("mask-audit", "attention-axis", "future-leak", "batch-leak"),
+        *("target-shift", "data-quality", "repeated-data", "loss-contract", "accumulation"),
         *("loss-spike", "plateau", "lr", "interval-never-fires"),
         *("recompile", "recompile-limit", "graph-break", "cudagraph"),
         *("throughput", "oom"),
@@ -20,7 +21,11 @@ NOT_FOUND: dict[str, str] = {
     "history-rescanned": "eight steps of microseconds: too short to be told from noise",
 }
 # Found, but with another module than the planted one.
-OTHER_MODULE: dict[str, str] = {}
+OTHER_MODULE: dict[str, str] = {
+    "exploding-states": "the product that overflows stands in another module than the weights",
+    "exploding-weights": "all weights explode; the largest names its own module",
+    "unbounded-temperature": "a scale that has grown is taken for exploded weights",
+}
 # Found, but at another line.
 OTHER_LINE: dict[str, str] = {
     "mask-lost-with-dropout": "the softmax is named, a line above the end of the call around it",
@@ -29,8 +34,13 @@ OTHER_LINE: dict[str, str] = {
     "aux-outweighs": "the weight is set in the body of a class; the sum that uses it is named",
 }
 # Found, but with another mechanism.
-OTHER_CAUSE: dict[str, str] = {}
+OTHER_CAUSE: dict[str, str] = {
+    "unbounded-temperature": "a scale that has grown is taken for exploded weights",
+}
 # Found, with a finding of another kind beside.
 BESIDE: dict[str, str] = {
     "tokens-dropped": "room is shared by the whole batch as well: a leak at the same line",
+    "exploding-states": "weights that fly are told of a step before they overflow",
+    "exploding-weights": "weights that fly are told of a step before they overflow",
+    "unbounded-temperature": "weights that fly are told of a step before they overflow",
 }

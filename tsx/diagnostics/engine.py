@@ -46,7 +46,7 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.scene = scene
-        self.panel = Panel(scene, detectors, clock)
+        self.panel = Panel(scene, detectors)
         self.is_looking = True
         self._clock = clock
         self._is_compiled = is_compiled

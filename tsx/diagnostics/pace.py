@@ -7,7 +7,7 @@ import weakref
 
 from torch.optim import Optimizer
 
-MAX_SHARE = 0.005  # of the time that looks may take
+MAX_SHARE = 0.001  # of the time that looks may take; what each step costs comes on top
 
 
 class Pace:

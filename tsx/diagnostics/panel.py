@@ -22,21 +22,15 @@ class Panel:
     Args:
         scene: what is known of the loop.
         detectors: who looks.
-        clock: seconds.
 
     Attributes:
         detectors: that have not failed.
-        costs_s: seconds spent so far, by detector.
     """
 
-    def __init__(
-        self, scene: Scene, detectors: Iterable[Detector], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, scene: Scene, detectors: Iterable[Detector]) -> None:
         self.detectors = list(detectors)
-        self.costs_s: dict[str, float] = {}
         self._scene = scene
-        self._clock = clock
-        self._who: dict[str, list[Detector]] = {}
+        self._who: dict[str, list[tuple[Detector, Callable[..., Any]]]] = {}
         self._sort()
 
     def host(self, detector: Detector) -> None:
@@ -45,41 +39,43 @@ class Panel:
         self._sort()
 
     def ask_all(self, method: str, *args: Any, **kwargs: Any) -> None:
-        """Ask everyone who overrides a method."""
-        for detector in list(self._who[method]):
-            self.ask(detector, method, *args, **kwargs)
+        """Ask everyone who overrides a method; each step does so, hence no more than a loop."""
+        for detector, bound in self._who[method]:
+            try:
+                bound(*args, **kwargs)
+            except Exception as error:
+                self._take_off(detector, error)
 
     def ask_one(self, detector: Detector, method: str, args: tuple[Any, ...]) -> None:
         """Ask a detector unless it has failed meanwhile."""
         if detector in self.detectors:
-            self.ask(detector, method, *args)
-
-    def ask(self, detector: Detector, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Ask one detector; one that fails is told of and asked no more."""
-        began = self._clock()
-        try:
-            return getattr(detector, method)(*args, **kwargs)
-        except Exception as error:
-            self.detectors.remove(detector)
-            self._sort()
-            self.tell(detector.name, error)
-            return None
-        finally:
-            spent = self._clock() - began
-            self.costs_s[detector.name] = self.costs_s.get(detector.name, 0.0) + spent
+            try:
+                getattr(detector, method)(*args)
+            except Exception as error:
+                self._take_off(detector, error)
 
     def collect(self, method: str, look: Look) -> dict[str, Tensor | float]:
         """Ask everyone, and return the values they give."""
         values: dict[str, Tensor | float] = {}
-        for detector in list(self._who[method]):
-            values |= self.ask(detector, method, look) or {}
+        for detector, bound in self._who[method]:
+            try:
+                values |= bound(look) or {}
+            except Exception as error:
+                self._take_off(detector, error)
         return values
+
+    def _take_off(self, detector: Detector, error: Exception) -> None:
+        """Ask a detector that has failed no more."""
+        if detector in self.detectors:
+            self.detectors.remove(detector)
+        self._sort()
+        self.tell(detector.name, error)
 
     def _sort(self) -> None:
         """Note who overrides what: nobody else is asked."""
         self._who = {
             method: [
-                detector
+                (detector, getattr(detector, method))
                 for detector in self.detectors
                 if getattr(type(detector), method) is not getattr(Detector, method)
             ]

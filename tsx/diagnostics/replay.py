@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+TRIED = 8  # moments that show whether generators are drawn from
+AGAIN = 64
 MAX_ELEMENTS = 4_000_000  # of buffers that are kept before it is known which of them change
 
 
@@ -34,34 +36,59 @@ class Moment:
 class Rewinder:
     """Takes moments of one model's training, and goes back to them.
 
-    Only buffers that calls change are copied each time: the first call shows which.
+    It is done before each call, so it copies only what calls change: which buffers the first call
+    shows, whether Python's and numpy's generators are drawn from the first `TRIED` moments. Every
+    `AGAIN` moments all generators are copied, in case a program begins to draw from them.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._changing: set[str] | None = None
-        self._versions: dict[str, int] = {}
+        self._versions: dict[str, int] = {}  # of buffers, before the first call
+        self._changing: list[tuple[str, dict[str, Any], str]] | None = None
+        self._count = 0
+        self._last: tuple[Any, Any] | None = None  # generators of Python and numpy
+        self._draws = False  # somebody draws from one of them
 
     def take(self) -> Moment:
-        """Return this moment; costs some 20 us and the copies of buffers that change."""
-        buffers = dict(self._model.named_buffers())
-        if self._changing is None and self._versions:
-            held = self._versions
-            self._changing = {n for n, b in buffers.items() if held.get(n) != b._version}
-        elif not self._versions:
-            self._versions = {name: buffer._version for name, buffer in buffers.items()}
-        kept = self._changing
-        if kept is None:
-            count = sum(buffer.numel() for buffer in buffers.values())
-            kept = set(buffers) if count <= MAX_ELEMENTS else set()
-        numpy = sys.modules.get("numpy")
+        """Return this moment."""
+        self._count += 1
+        python, numpy = self._take_generators()
         return Moment(
             cpu=torch.get_rng_state(),
             cuda=torch.cuda.get_rng_state_all() if _uses_cuda() else [],
-            python=random.getstate(),
-            numpy=None if numpy is None else numpy.random.get_state(),
-            buffers={name: buffers[name].detach().clone() for name in kept if name in buffers},
+            python=python,
+            numpy=numpy,
+            buffers=self._copy_buffers(),
         )
+
+    def _take_generators(self) -> tuple[Any, Any]:
+        """Return the states of Python's and numpy's generators; None for what nobody draws from."""
+        if not self._draws and self._count > TRIED and self._count % AGAIN:
+            return None, None
+        module = sys.modules.get("numpy")
+        numpy = None if module is None else module.random.get_state(legacy=True)
+        states = random.getstate(), numpy
+        if self._last is not None and not _are_equal(self._last, states):
+            self._draws = True
+        self._last = states
+        return states
+
+    def _copy_buffers(self) -> dict[str, Tensor]:
+        """Return copies of the buffers that calls change."""
+        if self._changing is not None:
+            return {n: held[key].detach().clone() for n, held, key in self._changing if key in held}
+        buffers = list(iter_buffers(self._model))
+        if self._versions:
+            self._changing = [
+                (name, held, key)
+                for name, held, key in buffers
+                if self._versions.get(name) != held[key]._version
+            ]
+            return self._copy_buffers()
+        self._versions = {name: held[key]._version for name, held, key in buffers} or {"": 0}
+        if sum(held[key].numel() for _, held, key in buffers) > MAX_ELEMENTS:
+            return {}
+        return {name: held[key].detach().clone() for name, held, key in buffers}
 
     @contextmanager
     def back_to(self, moment: Moment) -> Iterator[None]:
@@ -110,9 +137,27 @@ def set_generators(moment: Moment) -> None:
     torch.set_rng_state(moment.cpu)
     if moment.cuda:
         torch.cuda.set_rng_state_all(moment.cuda)
-    random.setstate(moment.python)
+    if moment.python is not None:
+        random.setstate(moment.python)
     if moment.numpy is not None:
         sys.modules["numpy"].random.set_state(moment.numpy)
+
+
+def iter_buffers(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield full name, holder and key of each buffer of a model."""
+    for path, module in model.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                yield f"{path}.{key}" if path else key, module._buffers, key
+
+
+def _are_equal(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
+    """Return whether two pairs of states of generators are the same."""
+    if one[0] != other[0] or (one[1] is None) != (other[1] is None):
+        return False
+    if one[1] is None:
+        return True
+    return one[1][2] == other[1][2] and bool((one[1][1] == other[1][1]).all())
 
 
 def _uses_cuda() -> bool:

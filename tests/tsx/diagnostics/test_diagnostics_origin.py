@@ -1,53 +1,20 @@
-"""Every planted NaN is named: place, line and true cause; healthy loops stay silent."""
+"""What is said beside the origin of a NaN, and that training goes on as if nobody had looked."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.faults import plant as plants
-from tests.faults.watched import WatchedRun, list_alarms, play_watched
+from tests.faults.watched import WatchedRun, play_watched
 from tsx.diagnostics.origin import KIND
 from tsx.diagnostics.postmortem import Postmortem
 
 pytestmark = pytest.mark.trainer
 
 PLANTS = [plant for plant in plants.list_plants() if plant.kind == KIND and not plant.slow]
-HEALTHY = [loop for loop in plants.list_healthy() if not loop.slow]
-
-# What is not named as planted yet, and why.
-OTHER_MODULE = {
-    "exploding-states": "the product that overflows stands in another module than the weights",
-    "exploding-weights": "all weights explode; the largest names its own module",
-    "unbounded-temperature": "a scale that has grown is taken for exploded weights",
-}
-OTHER_CAUSE = {
-    "tsx-bad-target": "a batch of four tensors does not say which of them is the target",
-    "unbounded-temperature": "a scale that has grown is taken for exploded weights",
-}
-
-
-@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
-def test_a_planted_nan_is_named(plant):
-    found = list_alarms(play_watched(plant))
-    assert [finding.kind for finding in found] == [KIND], found
-    (finding,) = found
-    assert finding.step == plant.steps
-    if plant.name not in OTHER_CAUSE:
-        assert finding.evidence["mechanism"] in (plant.mechanism, *plant.also)
-    if plant.name not in OTHER_MODULE:
-        assert finding.module == plant.module
-    if plant.marker:
-        path, _, line = finding.where.rpartition(":")
-        assert (Path(path).name, int(line)) == (Path(plant.path).name, plant.line)
-
-
-@pytest.mark.parametrize("loop", HEALTHY, ids=lambda loop: loop.name)
-def test_a_healthy_loop_is_left_alone(loop):
-    assert list_alarms(play_watched(loop)) == []
 
 
 def test_the_samples_the_fresh_model_and_the_batch_before_are_told():

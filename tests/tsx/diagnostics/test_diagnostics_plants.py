@@ -13,7 +13,7 @@ from tests.faults.watched import play_watched
 
 pytestmark = pytest.mark.trainer
 
-OWN_TEST = {"nan-origin", "config-lint", "variant-equivalence"}  # tested elsewhere
+OWN_TEST = {"config-lint", "variant-equivalence"}  # tested elsewhere
 PLANTS = [p for p in list_plants() if p.kind in misses.FOUND_KINDS - OWN_TEST]
 
 
@@ -48,6 +48,8 @@ def test_a_planted_fault_is_found(plant):
         return
     first = found[0]
     right = {plant.mechanism, *plant.also}
+    if plant.kind == "nan-origin":  # a value that is not finite shows at once
+        assert first.step == plant.steps
     check(plant.name, misses.OTHER_CAUSE, first.evidence["mechanism"] in right, first)
     check(plant.name, misses.OTHER_MODULE, first.module == plant.module, first)
     if plant.marker:
