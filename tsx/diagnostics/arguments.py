@@ -2,23 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+
+MAX_DEPTH = 3  # of batches in dicts and tuples
+MAX_TENSORS = 64
+_TARGET_WORDS = ("target", "label")
 
 
 def name_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call by what they seem to be: the last of several is a target.
+    """Return the tensors of a call by what they seem to be.
 
-    Keys are "batch argument 1", "target argument 2", "target labels".
+    One whose name says so is a target; where no name does, the last of several is. Masks are no
+    targets, nor is a vector whose length is not that of the batch: a divisor, a weight per class.
+
+    Keys are "batch argument 1", "target argument 2", "target labels", "batch argument 1.mask".
     """
-    named: dict[str, Any] = {}
-    tensors = [index for index, value in enumerate(args) if isinstance(value, Tensor)]
-    for index in tensors:
-        is_target = len(tensors) > 1 and index == tensors[-1]
-        named[f"{'target' if is_target else 'batch'} argument {index + 1}"] = args[index]
+    found: dict[str, Tensor] = {}
+    for name, value in _iter_named(args, kwargs):
+        found[name] = value
+        if len(found) >= MAX_TENSORS:
+            break
+    targets = {name for name, value in found.items() if _is_named_target(name, value)}
+    if not targets:
+        targets = _guess_target(found)
+    return {
+        f"{'target' if name in targets else 'batch'} {name}": value for name, value in found.items()
+    }
+
+
+def _iter_named(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in arguments, and in the dicts, tuples and lists among them."""
+    for index, value in enumerate(args):
+        yield from _iter_tensors(f"argument {index + 1}", value, MAX_DEPTH)
     for name, value in kwargs.items():
-        is_target = any(word in name.lower() for word in ("target", "label"))
-        named[f"{'target' if is_target else 'batch'} {name}"] = value
-    return named
+        yield from _iter_tensors(str(name), value, MAX_DEPTH)
+
+
+def _iter_tensors(name: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif depth and isinstance(value, Mapping):
+        for key, inner in list(value.items())[:MAX_TENSORS]:
+            yield from _iter_tensors(f"{name}.{key}", inner, depth - 1)
+    elif depth and isinstance(value, tuple | list):
+        for index, inner in enumerate(value[:MAX_TENSORS]):
+            yield from _iter_tensors(f"{name}.{index + 1}", inner, depth - 1)
+
+
+def _is_named_target(name: str, value: Tensor) -> bool:
+    lowered = name.lower()
+    return any(word in lowered for word in _TARGET_WORDS) and not is_mask(name, value)
+
+
+def is_mask(name: str, value: Tensor) -> bool:
+    """Return whether a tensor says what counts instead of being counted."""
+    return value.dtype is torch.bool or "mask" in name.lower()
+
+
+def _guess_target(found: Mapping[str, Tensor]) -> set[str]:
+    """Return the name of the last tensor that may be a target, none where there is one alone."""
+    names = list(found)
+    if len(names) < 2:
+        return set()
+    length = _get_length(found[names[0]])
+    counted = [name for name in names[1:] if not is_mask(name, found[name])]
+    fitting = [name for name in counted if _get_length(found[name]) == length]
+    return set((fitting or counted)[-1:])
+
+
+def _get_length(value: Tensor) -> int:
+    return value.shape[0] if value.ndim else 0
