@@ -154,6 +154,7 @@ class Frozen(Detector):
         if not is_seen:
             self._see_blind(optimizer, step)
         self._looked.discard(id(optimizer))
+        self._probes.end()
         self._is_due = False
         self._confirm()
 

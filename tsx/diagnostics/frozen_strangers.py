@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from tsx.diagnostics.detector import Scene
 from tsx.diagnostics.frozen_holders import Holders
 from tsx.diagnostics.frozen_report import KIND_NAME
 from tsx.diagnostics.gradient_paths import Place
-from tsx.diagnostics.origin import shorten
+from tsx.diagnostics.source_lines import find_class_line
 
 MAX_HELD = 256  # things in one list
 
@@ -40,6 +39,7 @@ def report_strangers(
         for attribute, value in vars(module).items():
             found = {id(p) for p in _iter_params(value)} & strangers
             if found:
+                pattern = re.compile(rf"\bself\.{re.escape(attribute)}\s*[:=](?!=)")
                 scene.report(
                     KIND_NAME,
                     "not-registered",
@@ -50,7 +50,7 @@ def report_strangers(
                     step=step,
                     phase="optimizer",
                     module=name,
-                    where=_find_assignment(type(module), attribute),
+                    where=find_class_line(type(module), pattern)[0],
                     evidence={"num_parameters": len(found), "attribute": attribute},
                 )
 
@@ -68,17 +68,3 @@ def _iter_params(value: Any, depth: int = 0) -> Iterator[Tensor]:
             yield item
         else:
             yield from _iter_params(item, depth + 1)
-
-
-def _find_assignment(kind: type, attribute: str) -> str:
-    """Return the first line of a class that assigns an attribute, "" without source."""
-    try:
-        lines, first = inspect.getsourcelines(kind)
-        path = inspect.getsourcefile(kind)
-    except (OSError, TypeError):
-        return ""
-    pattern = re.compile(rf"\bself\.{re.escape(attribute)}\s*[:=](?!=)")
-    for number, line in enumerate(lines):
-        if pattern.search(line):
-            return shorten(f"{path}:{first + number}")
-    return ""

@@ -138,7 +138,9 @@ class UpdateRatio(Detector):
         """
         if param is None or param.ndim < 2 or id(param) not in self._start:
             return None
-        return self._start[id(param)] / math.sqrt(param.shape[0])  # norm / sqrt(n) * sqrt(fan-in)
+        return float(
+            self._start[id(param)] / math.sqrt(param.shape[0])
+        )  # norm / sqrt(n) * sqrt(fan-in)
 
 
 def measure_norms(tensors: Sequence[Tensor]) -> Tensor:
