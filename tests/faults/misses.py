@@ -39,6 +39,7 @@ OTHER_CAUSE: dict[str, str] = {
 }
 # Found, with a finding of another kind beside.
 BESIDE: dict[str, str] = {
+    "capacity-of-batch": "so little room drops nearly half of the tokens as well",
     "tokens-dropped": "room is shared by the whole batch as well: a leak at the same line",
     "exploding-states": "weights that fly are told of a step before they overflow",
     "exploding-weights": "weights that fly are told of a step before they overflow",
