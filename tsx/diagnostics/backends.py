@@ -16,6 +16,7 @@ from torch import Tensor
 
 from registry.events import Severity
 from tsx.diagnostics.detector import Call, Detector, Kind, Scene
+from tsx.diagnostics.gains import list_tensors
 from tsx.diagnostics.tape import OpSeen, Tape
 
 KIND = Kind(
@@ -36,6 +37,7 @@ FUSED = {
 }
 _CHOICES = {0: "math", 1: "flash", 2: "efficient", 3: "cudnn", 4: "fused"}
 _MATH = "math"
+_WEIGHTS = "weights-asked"
 MAX_CAUSAL = 1 << 24  # elements of a mask that is held against a triangle
 
 
@@ -44,7 +46,7 @@ class AttentionBackend(Detector):
 
     name = "backends"
     kinds = (KIND,)
-    functions = frozenset({"scaled_dot_product_attention"})
+    functions = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
     ops = frozenset(FUSED)
 
     def __init__(self, scene: Scene) -> None:
@@ -64,6 +66,10 @@ class AttentionBackend(Detector):
 
     def saw_function(self, seen: OpSeen) -> None:
         """Hold the kernel that ran against that of a plain call."""
+        if seen.name == "multi_head_attention_forward":
+            if seen.kwargs.get("need_weights") and not any(m == _WEIGHTS for m, _ in self._told):
+                self._calls.setdefault((_WEIGHTS, _MATH), []).append(seen)
+            return
         ran, self._ran = self._ran or _MATH, ""
         given = _name_arguments(seen)
         if given is None:
@@ -85,28 +91,44 @@ class AttentionBackend(Detector):
     def _report(self, mechanism: str, ran: str, calls: list[OpSeen]) -> None:
         first = calls[0]
         given = _name_arguments(first) or {}
+        expected = predict(given, mask=None, dropout=0.0) if given else ""
+        out = next(iter(list_tensors(first.out)))
+        evidence = {
+            "ran": ran,
+            "expected": expected,
+            "node": out.grad_fn.name() if out.grad_fn is not None else "",
+            "device": out.device.type,
+            "dtype": str(out.dtype).removeprefix("torch."),
+            "modules": list(dict.fromkeys(seen.module for seen in calls))[:8],
+        }
+        step = self.scene.step
+        causal = measure_causal(given["attn_mask"]) if mechanism == "mask-not-null" else None
+        if causal is None:
+            self._tell(first, mechanism, evidence, step)
+            return
+
+        def take(is_causal: Any) -> None:
+            self._tell(first, "mask-is-causal" if is_causal else mechanism, evidence, step)
+
+        self.scene.voice.read_late(causal, take)
+
+    def _tell(self, first: OpSeen, mechanism: str, evidence: dict[str, Any], step: int) -> None:
         cause, fix = _WORDS[mechanism]
-        device = first.out.device.type
-        # A kernel of an accelerator that was there to be had; on a host nothing much is lost.
-        is_lost = device != "cpu" and (ran == _MATH or mechanism == "mask-is-causal")
+        # What an accelerator had to give, for the asking; on a host nothing much is lost.
+        is_lost = evidence["device"] != "cpu" and mechanism != _WEIGHTS
+        is_lost = is_lost and (evidence["ran"] == _MATH or mechanism == "mask-is-causal")
         self.scene.report(
             KIND.name,
             mechanism,
             cause,
             fix,
             severity=Severity.WARNING if is_lost else Severity.INFO,
+            step=step,
             phase="forward",
             module=first.module,
             op="scaled_dot_product_attention",
             where=first.where,
-            evidence={
-                "ran": ran,
-                "expected": predict(given, mask=None, dropout=0.0),
-                "node": first.out.grad_fn.name() if first.out.grad_fn is not None else "",
-                "device": device,
-                "dtype": str(first.out.dtype).removeprefix("torch."),
-                "modules": list(dict.fromkeys(seen.module for seen in calls))[:8],
-            },
+            evidence=evidence,
         )
 
 
@@ -126,6 +148,10 @@ _WORDS = {
     "dropout-not-fused": (
         "the fused call is given a dropout, which no fused kernel of this device has",
         "drop elsewhere: after the attention, or not at all",
+    ),
+    _WEIGHTS: (
+        "nn.MultiheadAttention is asked for its weights, so it runs the formula by hand",
+        "pass need_weights=False where nobody reads them",
     ),
 }
 
@@ -171,15 +197,15 @@ def _find_reason(given: dict[str, Any], ran: str) -> str:
         return "dropout-not-fused"
     if mask.requires_grad and predict(given, mask=mask.detach(), dropout=dropout) != ran:
         return "mask-wants-gradient"
-    return "mask-is-causal" if is_causal_mask(mask) else "mask-not-null"
+    return "mask-not-null"
 
 
-def is_causal_mask(mask: Tensor) -> bool:
-    """Return whether a mask says what is_causal=True says; for a mask on the host."""
-    if mask.device.type != "cpu" or mask.ndim < 2 or mask.numel() > MAX_CAUSAL:
-        return False  # to look would mean to wait for the device
-    if mask.shape[-1] != mask.shape[-2] or mask[..., 0, 0].numel() != 1:
-        return False
+def measure_causal(mask: Tensor) -> Tensor | None:
+    """Return whether a mask says what is_causal=True says, 0-d; None where its shape says no."""
+    if mask.ndim < 2 or mask.numel() > MAX_CAUSAL or mask.shape[-1] != mask.shape[-2]:
+        return None
+    if mask.numel() != mask.shape[-1] ** 2:
+        return None
     square = mask.detach().reshape(mask.shape[-2:])
     seen = square if square.dtype is torch.bool else square == 0
-    return bool(torch.equal(seen, torch.ones_like(seen).tril()))
+    return (seen == torch.ones_like(seen).tril()).all()

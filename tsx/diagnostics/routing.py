@@ -242,7 +242,6 @@ class Routing(Detector):
             tokens, spread, *rest = values[2 * num_experts :]
             share = rest[0] if rest else None
             layer.seen.append(Observed(step, load, prob, tokens, spread, share))
-            self._judge_drops(layer)
             self._judge(step)
 
         self.scene.voice.read_late(sizes, take)
@@ -264,23 +263,28 @@ class Routing(Detector):
 
         self.scene.voice.read_late(rows, take)
 
-    def _judge_drops(self, layer: RouterLayer) -> None:
-        shares = [call.dropped for call in layer.seen if call.dropped is not None]
-        if layer.capacity and len(shares) > 1 and min(shares) >= DROPPED:
+    def _judge_drops(self) -> None:
+        guilty = []
+        for layer in self._layers.values():
+            shares = [call.dropped for call in layer.seen if call.dropped is not None]
+            if layer.capacity and len(shares) > 1 and min(shares) >= DROPPED:
+                guilty.append(layer)
+        if guilty:
             self._report(
                 "dropped-tokens",
                 "experts have no room for many of the tokens: they are dropped",
                 "give the experts more room, balance the load, or route without a capacity",
-                [layer],
-                layer.capacity,
-                {"dropped_frac": shares[-1]},
+                guilty,
+                guilty[0].capacity,
+                {"dropped_frac": [layer.seen[-1].dropped for layer in guilty[:MAX_LISTED]]},
             )
 
     def _judge(self, step: int) -> None:
         """Judge all layers together once each was seen in this step."""
-        layers = [layer for layer in self._layers.values() if len(layer.seen) == CALLS]
-        if not layers or any(layer.seen[-1].step != step for layer in self._layers.values()):
+        if any(not layer.seen or layer.seen[-1].step != step for layer in self._layers.values()):
             return
+        self._judge_drops()
+        layers = [layer for layer in self._layers.values() if len(layer.seen) == CALLS]
         guilty = {
             layer.name: layer
             for layer in layers
