@@ -13,6 +13,7 @@ FOUND_KINDS = frozenset(
         *("throughput", "oom"),
         *("init-scale", "loss-at-init", "router", "aux-scale"),
         *("dtype-mismatch", "upcast", "attention-backend"),
+        *("frozen-param", "update-ratio", "tied-weights", "buffer-drift", "train-mode"),
     }
 )
 
@@ -28,6 +29,13 @@ OTHER_MODULE: dict[str, str] = {
 }
 # Found, but at another line.
 OTHER_LINE: dict[str, str] = {
+    "tsx-group-lost": "the line that made the optimizer has run before anything was watched",
+    "new-head": "the line that replaced the head has run before anything was watched",
+    "parametrized-later": "the line that put the norm on has run before anything was watched",
+    "whole-division": "the line that made the groups has run before anything was watched",
+    "hot-group": "the line that made the groups has run before anything was watched",
+    "untied-by-load": "the load has run before anything was watched; the line that ties is named",
+    "untied-by-copy": "the line that copied has run before anything was watched",
     "mask-lost-with-dropout": "the softmax is named, a line above the end of the call around it",
     "no-running-statistics": "the line that made the norm has run before anything was watched",
     "loud-head": "the line that drew the head has run before anything was watched",
@@ -39,6 +47,7 @@ OTHER_CAUSE: dict[str, str] = {
 }
 # Found, with a finding of another kind beside.
 BESIDE: dict[str, str] = {
+    "untied-by-copy": "an embedding of N(0, 1) as a head is too large: the first loss tells",
     "capacity-of-batch": "so little room drops nearly half of the tokens as well",
     "tokens-dropped": "room is shared by the whole batch as well: a leak at the same line",
     "exploding-states": "weights that fly are told of a step before they overflow",
