@@ -1,11 +1,7 @@
-"""Every kind of finding in words: what `docs/faults.md` is written from.
-
-Run `python -m tsx.diagnostics.catalogue` to write the page to stdout.
-"""
+"""Every kind of finding in words: what `docs/faults.md` is written from."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 from tsx.diagnostics.detector import Kind
@@ -19,7 +15,7 @@ trained. A finding is an **error** where the run's result is worthless, a **warn
 worse than it could be, an **info** where it is on purpose or does no harm. One fault is one
 finding: what else it brought about stands in its evidence under `also`.
 
-<!-- written by `python -m tsx.diagnostics.catalogue` -->
+<!-- written from tsx/diagnostics; `make faults` writes it again -->
 """
 
 OTHERS: tuple[Kind, ...] = (
@@ -178,7 +174,3 @@ def _iter_lines(kinds: list[Kind]) -> Iterator[str]:
         yield f"- **Evidence**: {kind.evidence}"
         yield f"- **Fix**: {kind.fix}"
         yield ""
-
-
-if __name__ == "__main__":
-    sys.stdout.write(write_page())

@@ -150,7 +150,7 @@ class Compilation(Detector):
             breaks = [found for r in reversed(new) if (found := self._read(r, step)) is not None]
             for found in breaks:  # a caller's graph ends where its callee's does
                 if not any(is_inside(other.module, found.module) for other in breaks):
-                    self._tell_break(found)
+                    tell_break(self.scene, found)
         for text in self._limits.take():
             self._tell_limit(text)
         if self._is_suspect:
@@ -164,7 +164,7 @@ class Compilation(Detector):
             _get_callbacks().remove_start_callback(self._begin)
         dynamo = sys.modules.get("torch._dynamo.utils")
         if dynamo is not None and dynamo.counters["inductor"]["cudagraph_skips"]:
-            self._tell_skips(int(dynamo.counters["inductor"]["cudagraph_skips"]))
+            tell_skips(self.scene, int(dynamo.counters["inductor"]["cudagraph_skips"]))
 
     def _listen(self) -> None:
         if self._is_listening or "torch._dynamo" not in sys.modules:
@@ -271,31 +271,6 @@ class Compilation(Detector):
     def _get_module(self, name: str) -> nn.Module | None:
         return dict(self.scene.model.named_modules()).get(name)
 
-    def _tell_break(self, found: Break) -> None:
-        """Report that a graph ends at a line."""
-        source = linecache.getline(found.file, found.line).strip()
-        if re.match(r"(if|elif|while|assert)\b", source):
-            mechanism = "data-dependent-branch"
-            cause = "the graph ends where a branch depends on data"
-            fix = "compute both ways and choose with torch.where, or take the branch out of forward"
-        elif _READS.search(source):
-            mechanism, cause = "item", "the graph ends where a value is read to the host"
-            fix = "keep the value on the device; read it outside of what is compiled"
-        else:
-            mechanism, cause = "unsupported", "the graph ends where the compiler cannot follow"
-            fix = "move this line out of what is compiled, or write it in torch operations"
-        self.scene.report(
-            "graph-break",
-            mechanism,
-            cause,
-            fix,
-            phase="forward",
-            module=found.module,
-            op=found.function,
-            where=shorten(f"{found.file}:{found.line}"),
-            evidence={"function": found.function, "line": source[:200]},
-        )
-
     def _find_enclosing(self, file: str, function: str, line: int) -> str:
         """Return the first module whose method of that name holds a line."""
         for name, module in self.scene.model.named_modules():
@@ -333,23 +308,6 @@ class Compilation(Detector):
             evidence={**_describe(frame, history), "limit": int(limit[1]) if limit else 0},
         )
 
-    def _tell_skips(self, count: int) -> None:
-        """Report CUDA graphs that are not used; on a CPU there are none to use."""
-        device = next((p.device.type for p in self.scene.model.parameters()), "cpu")
-        on_cpu = device == "cpu"
-        self.scene.report(
-            "cudagraph",
-            "no-device" if on_cpu else "skipped",
-            "CUDA graphs were asked for and a CPU has none"
-            if on_cpu
-            else "graphs were left out of CUDA graphs: an input on the CPU, or one that is written",
-            "leave reduce-overhead out on a CPU"
-            if on_cpu
-            else 'TORCH_LOGS="perf_hints" names each; move inputs to the device, write none',
-            severity=Severity.INFO if on_cpu else Severity.WARNING,
-            evidence={"skipped": count},
-        )
-
 
 class _LimitHandler(logging.Handler):
     """Keeps what torch says when it gives a function up."""
@@ -370,6 +328,50 @@ class _LimitHandler(logging.Handler):
             return []
         texts, self._texts = self._texts, []
         return list(dict.fromkeys(texts))
+
+
+def tell_break(scene: Scene, found: Break) -> None:
+    """Report that a graph ends at a line."""
+    source = linecache.getline(found.file, found.line).strip()
+    if re.match(r"(if|elif|while|assert)\b", source):
+        mechanism = "data-dependent-branch"
+        cause = "the graph ends where a branch depends on data"
+        fix = "compute both ways and choose with torch.where, or take the branch out of forward"
+    elif _READS.search(source):
+        mechanism, cause = "item", "the graph ends where a value is read to the host"
+        fix = "keep the value on the device; read it outside of what is compiled"
+    else:
+        mechanism, cause = "unsupported", "the graph ends where the compiler cannot follow"
+        fix = "move this line out of what is compiled, or write it in torch operations"
+    scene.report(
+        "graph-break",
+        mechanism,
+        cause,
+        fix,
+        phase="forward",
+        module=found.module,
+        op=found.function,
+        where=shorten(f"{found.file}:{found.line}"),
+        evidence={"function": found.function, "line": source[:200]},
+    )
+
+
+def tell_skips(scene: Scene, count: int) -> None:
+    """Report CUDA graphs that are not used; on a CPU there are none to use."""
+    device = next((p.device.type for p in scene.model.parameters()), "cpu")
+    on_cpu = device == "cpu"
+    scene.report(
+        "cudagraph",
+        "no-device" if on_cpu else "skipped",
+        "CUDA graphs were asked for and a CPU has none"
+        if on_cpu
+        else "graphs were left out of CUDA graphs: an input on the CPU, or one that is written",
+        "leave reduce-overhead out on a CPU"
+        if on_cpu
+        else 'TORCH_LOGS="perf_hints" names each; move inputs to the device, write none',
+        severity=Severity.INFO if on_cpu else Severity.WARNING,
+        evidence={"skipped": count},
+    )
 
 
 def _sketch(module: nn.Module) -> dict[str, tuple[int, tuple[int, ...]]]:

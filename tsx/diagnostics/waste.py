@@ -94,7 +94,7 @@ class TracedWaste(Detector):
             "not possible",
             severity=Severity.INFO,
             phase="forward",
-            module=_find_common(names),
+            module=_find_innermost(names),
             where=where,
             evidence={"operations": count, "of": total, "at_most_elements": SMALL},
         )
@@ -257,7 +257,7 @@ def _is_index(value: Any) -> bool:
     )
 
 
-def _find_common(names: list[str]) -> str:
+def _find_innermost(names: list[str]) -> str:
     """Return the innermost module that several are in, or are."""
     parts = [name.split(".") for name in names if name]
     if len(parts) < len(names) or not parts:
