@@ -34,7 +34,7 @@ KIND = Kind(
 )
 # Logits of std s lose about s^2/2: a default head on normed features has 0.2, one of std 2 has 2.
 MAX_EXCESS, MAX_EXCESS_SHARE = 2.0, 0.1  # nats above log C, and of log C beside
-MAX_LOGIT = 4.0  # mean size of logits of a sigmoid; a prior of 1 % sets it to 4.6 for rare classes
+MAX_LOGIT = 8.0  # spread of a sigmoid's logits; what they all share may be a prior of classes
 LOUD_HEAD = 2.0  # gain of its weight: torch's default has 0.6
 LOUD_OUTPUT = 10.0  # of a regression: size, and times that of the targets
 FAR_TARGET = 10.0  # mean of the targets: a step of 0.01 goes there in a thousand
@@ -192,10 +192,8 @@ class LossAtInit(Detector):
             if values["loss"] > limit:
                 self._report_output(first, step, {"expected": expected, "of": "log of the classes"})
         elif first.name == _LOGITS:
-            if (
-                values["size_of_output"] > 2 * MAX_LOGIT
-                and abs(values["mean_of_output"]) < MAX_LOGIT
-            ):
+            spread = values["size_of_output"] ** 2 - values["mean_of_output"] ** 2
+            if spread > MAX_LOGIT**2:
                 self._report_output(first, step, {"expected": math.log(2), "of": "log 2"})
         elif self._is_far(values):
             self._report_target(first, step)

@@ -59,6 +59,7 @@ class _Product(NamedTuple):
     is_autocast: bool  # around it
     work: int  # multiply-adds
     columns: int  # of what came out
+    is_inside: bool  # the model's forward
 
 
 class Precision(Detector):
@@ -131,7 +132,8 @@ class Precision(Detector):
                 self._model_at = _find_call_of(self.scene.model)
             is_wide = seen.out.dtype is torch.float32 and not is_autocast
             where = (_find_leaving_line() if is_wide else "") or seen.where
-            made = (seen.module, where, seen.out.dtype, is_autocast, work, columns)
+            is_inside = bool(seen.module) or not is_wide or bool(_find_call_of(self.scene.model))
+            made = (seen.module, where, seen.out.dtype, is_autocast, work, columns, is_inside)
             self._products.append(_Product(*made))
 
     def _note_norm(self, seen: OpSeen) -> None:
@@ -189,7 +191,7 @@ class Precision(Detector):
                 {"fp32_share": work / total, "autocast_at": self._autocast_at},
             )
             return
-        left = [p for p in wide if self._find_leaver(p.module) is not None]
+        left = [p for p in wide if p.is_inside and self._find_leaver(p.module) is not None]
         left = [p for p in left if (p.module, p.columns) not in self._choices]
         work = sum(product.work for product in left)
         if work < MIN_SHARE * total:
