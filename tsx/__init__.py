@@ -14,10 +14,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Run", "compute", "finish", "histogram", "init", "log", "watch"]
+__all__ = ["Run", "compare_variants", "compute", "finish", "histogram", "init", "log", "watch"]
 
 if TYPE_CHECKING:
     from tsx.api import compute, finish, init, log, watch
+    from tsx.diagnostics.variants import compare_variants
     from tsx.recording.run import Run
     from tsx.recording.values import histogram
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _DOORS = {
     **dict.fromkeys(("compute", "finish", "init", "log", "watch"), "tsx.api"),
     "Run": "tsx.recording.run",
+    "compare_variants": "tsx.diagnostics.variants",
     "histogram": "tsx.recording.values",
 }
 

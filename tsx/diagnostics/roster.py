@@ -35,6 +35,7 @@ from tsx.diagnostics.targets import TargetShift
 from tsx.diagnostics.tied import TiedWeights
 from tsx.diagnostics.trained_gaps import TrainedGaps
 from tsx.diagnostics.updates import UpdateRatio
+from tsx.diagnostics.variants import Variants
 from tsx.diagnostics.waste import PaddingWaste, RebuiltTables, TracedWaste
 
 DETECTORS: tuple[type[Detector], ...] = (
@@ -56,6 +57,7 @@ DETECTORS: tuple[type[Detector], ...] = (
     LossSpike,
     Plateau,
     Overfit,
+    Variants,
     Rates,
     Intervals,
     TracedWaste,

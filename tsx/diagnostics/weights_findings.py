@@ -74,19 +74,71 @@ def list_findings(
     return say.findings
 
 
-class _Speaker:
+class _Collector:
     """Collects findings about one state of a model."""
 
     def __init__(self, measured: list[Measured], weights: Weights, time: float) -> None:
         self.findings: list[Finding] = []
-        self._weights = weights
+        self.weights = weights
         self._time = time
         self._totals = {
             role: len(members)
             for role, members in _group(measured, lambda one: one.part.role).items()
         }
         step = weights.step
-        self._after = f" after {step:,} steps" if step else ""
+        self.after = f" after {step:,} steps" if step else ""
+
+    def add(
+        self, role: str, group: list[Measured], case: _Case, *, total: int | None = None
+    ) -> None:
+        """Emit a finding about some tensors of a class, if there are any."""
+        if not group:
+            return
+        of = self._totals.get(role, len(group)) if total is None else total
+        count = f"{len(group)}" if len(group) == of else f"{len(group)} of {of}"
+        self.emit(
+            case.kind,
+            case.severity,
+            group[0].part.name,
+            f"{count} {role} {case.says}",
+            case.fix,
+            {
+                "mechanism": case.mechanism,
+                "class": role,
+                "count": len(group),
+                "of": of,
+                "parameters": sum(one.elements for one in group),
+                "names": [one.part.name for one in group[:MAX_NAMES]],
+                **case.evidence,
+            },
+        )
+
+    def emit(
+        self,
+        kind: str,
+        severity: Severity,
+        module: str,
+        cause: str,
+        fix: str,
+        evidence: dict[str, Any],
+    ) -> None:
+        self.findings.append(
+            Finding(
+                time=self._time,
+                kind=kind,
+                severity=severity,
+                step=self.weights.step or 0,
+                phase="optimizer" if kind in ("frozen-param", "update-ratio") else "",
+                module=module,
+                cause=cause,
+                evidence=evidence,
+                fix=fix,
+            )
+        )
+
+
+class _Speaker(_Collector):
+    """Knows what each measure means."""
 
     def broken(self, role: str, members: list[Measured]) -> None:
         """Tell of numbers that are not finite."""
@@ -100,7 +152,7 @@ class _Speaker:
             "go on from an earlier checkpoint with a lower learning rate or clipped gradients",
             {"elements": count},
         )
-        self._add(role, bad, case)
+        self.add(role, bad, case)
 
     def zero(self, role: str, members: list[Measured]) -> None:
         """Tell of matrices that are nothing but zeros; a bias may be."""
@@ -113,7 +165,7 @@ class _Speaker:
             "draw them anew; zeros are meant at the end of a residual branch alone",
             {},
         )
-        self._add(role, dead, case)
+        self.add(role, dead, case)
 
     def scale(self, role: str, members: list[Measured]) -> None:
         """Tell of matrices far from the size that keeps the size of what goes through."""
@@ -133,7 +185,7 @@ class _Speaker:
                 "draw each with a standard deviation near 1/sqrt(fan-in), each expert by itself",
                 {"times_inverse_sqrt_fan_in": _round(typical)},
             )
-            self._add(role, bad, case)
+            self.add(role, bad, case)
 
     def dtypes(self, members: list[Measured]) -> None:
         """Remark that dtypes differ between the two."""
@@ -151,13 +203,13 @@ class _Speaker:
                 else "",
                 {"dtype": now, "other_dtype": then},
             )
-            self._add("tensors", group, case, total=len(members))
+            self.add("tensors", group, case, total=len(members))
 
     def nothing_changed(self, count: int, other: Weights) -> None:
         """Say that both are the same model."""
-        mine, theirs = self._weights.step, other.step
+        mine, theirs = self.weights.step, other.step
         has_trained = mine is not None and theirs is not None and mine != theirs
-        self._emit(
+        self.emit(
             "frozen-param",
             Severity.WARNING if has_trained else Severity.INFO,
             "",
@@ -169,7 +221,7 @@ class _Speaker:
     def frozen(self, role: str, members: list[Measured]) -> None:
         """Tell of tensors that did not move, by cause."""
         still = [one for one in members if one.is_frozen]
-        causes = {id(one): explain_standing(one, self._weights) for one in still}
+        causes = {id(one): explain_standing(one, self.weights) for one in still}
         for mechanism, group in _group(still, lambda one: causes[id(one)].mechanism).items():
             cause = max((causes[id(one)] for one in group), key=lambda cause: cause.weight)
             values = {one.constant for one in group}
@@ -179,11 +231,11 @@ class _Speaker:
                 "frozen-param",
                 mechanism,
                 Severity.INFO if mechanism == "no-tokens" else Severity.WARNING,
-                f"unchanged{self._after}{where}. {cause.text}",
+                f"unchanged{self.after}{where}. {cause.text}",
                 cause.fix or UNKNOWN_FIX,
                 cause.evidence | ({} if constant is None else {"value": constant}),
             )
-            self._add(role, group, case)
+            self.add(role, group, case)
 
     def partly(self, role: str, members: list[Measured]) -> None:
         """Tell of tensors of which a good part stood still."""
@@ -196,14 +248,14 @@ class _Speaker:
             "frozen-param",
             "partly-underflow" if low else "partly",
             Severity.WARNING if low else Severity.INFO,
-            f"moved in part{self._after}: {share:.0%} of their elements are another number now"
+            f"moved in part{self.after}: {share:.0%} of their elements are another number now"
             + (f"; in {name_dtype(some[0].dtype)} a step under half an ulp is lost" if low else ""),
             KEEP_FP32
             if low
             else "rows that are not used get no gradient; else look for units that are dead",
             {"changed_share": _round(share)},
         )
-        self._add(role, some, case)
+        self.add(role, some, case)
 
     def wild(self, role: str, members: list[Measured]) -> None:
         """Tell of tensors that are far from what they were."""
@@ -224,14 +276,14 @@ class _Speaker:
             "small-start" if is_small else "rate-too-high",
             Severity.INFO if is_small else Severity.WARNING,
             f"changed by {100 * changes[-1]:.0f} to {100 * changes[0]:.0f} % of their size"
-            f"{self._after}: {why}",
+            f"{self.after}: {why}",
             "" if is_small else "look at the loss: where it swings or climbs, lower the rate",
             {
                 "largest_change": _round(changes[0]),
                 "growth": _round(max(one.growth for one in far)),
             },
         )
-        self._add(role, sorted(far, key=lambda one: -one.change), case)
+        self.add(role, sorted(far, key=lambda one: -one.change), case)
 
     def shrunk(self, role: str, members: list[Measured]) -> None:
         """Tell of tensors that are nearly gone."""
@@ -242,59 +294,11 @@ class _Speaker:
             "update-ratio",
             "shrunk",
             Severity.WARNING,
-            f"shrank to {100 * min(one.growth for one in gone):.1f} % of their size{self._after}",
+            f"shrank to {100 * min(one.growth for one in gone):.1f} % of their size{self.after}",
             "take them out of the weight decay, or lower it",
             {"growth": _round(min(one.growth for one in gone))},
         )
-        self._add(role, gone, case)
-
-    def _add(
-        self, role: str, group: list[Measured], case: _Case, *, total: int | None = None
-    ) -> None:
-        """Emit a finding about some tensors of a class, if there are any."""
-        if not group:
-            return
-        of = self._totals.get(role, len(group)) if total is None else total
-        count = f"{len(group)}" if len(group) == of else f"{len(group)} of {of}"
-        self._emit(
-            case.kind,
-            case.severity,
-            group[0].part.name,
-            f"{count} {role} {case.says}",
-            case.fix,
-            {
-                "mechanism": case.mechanism,
-                "class": role,
-                "count": len(group),
-                "of": of,
-                "parameters": sum(one.elements for one in group),
-                "names": [one.part.name for one in group[:MAX_NAMES]],
-                **case.evidence,
-            },
-        )
-
-    def _emit(
-        self,
-        kind: str,
-        severity: Severity,
-        module: str,
-        cause: str,
-        fix: str,
-        evidence: dict[str, Any],
-    ) -> None:
-        self.findings.append(
-            Finding(
-                time=self._time,
-                kind=kind,
-                severity=severity,
-                step=self._weights.step or 0,
-                phase="optimizer" if kind in ("frozen-param", "update-ratio") else "",
-                module=module,
-                cause=cause,
-                evidence=evidence,
-                fix=fix,
-            )
-        )
+        self.add(role, gone, case)
 
 
 def _group(
