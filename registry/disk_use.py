@@ -28,6 +28,7 @@ _KINDS = {
     "stderr.log": "logs",
     "checkpoints": "checkpoints",
     "profiler": "traces",
+    "dumps": "dumps",
 }
 
 Seen = set[tuple[int, int]]  # device and inode of files that are counted
@@ -43,14 +44,15 @@ class RunUse:
     logs: int
     checkpoints: int
     traces: int
+    dumps: int
     other: int
     points: int
 
     @property
     def total(self) -> int:
         """All of it."""
-        files = self.journal + self.logs + self.checkpoints + self.traces + self.other
-        return files + self.points
+        files = self.journal + self.logs + self.checkpoints + self.traces + self.dumps
+        return files + self.other + self.points
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ link is followed, and what a run announced as its file gets a Removed event befo
 
     checkpoint  of an ended run, neither its best nor one of its newest
     trace       of a run that ended long ago
+    dump        of a run that ended long ago: its step cannot be replayed any more
     log         of a run that ended long ago, where the registry has every byte of it
     leftover    drafts and partial files whose process is gone, or older than a day
     backup      the registry before a migration, the newest three aside
@@ -40,6 +41,7 @@ from registry.store import ingest
 LEFTOVER_S = 86400.0  # a draft whose process cannot be asked is given up after so long
 KEPT_BACKUPS = 3
 
+_RECORDED = ("checkpoint", "trace", "dump")  # announced by runs, so their end is told too
 _STEP = re.compile(r"step-(\d{8,})")
 _SERIES = re.compile(r"\..+\.(\d{1,10})")  # cache/series/.<kind>-<digest>.<pid>
 _PARTIAL = re.compile(r"\.partial-(\d{1,10})(-.*)?")  # of the demo corpus, of a backup
@@ -52,7 +54,7 @@ class Retention:
     """What is kept of ended runs."""
 
     keep_checkpoints: int = 1  # newest ones, beside the best
-    older_than_s: float = 30 * 86400.0  # since a run's end, for its logs and traces
+    older_than_s: float = 30 * 86400.0  # since a run's end, for its logs, traces and dumps
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ def _delete_of_run(
 
 def _record_and_try(item: Item, home: Path) -> str:
     """Delete a file of a run, recorded before; return why it is still there, or nothing."""
-    if item.kind in ("checkpoint", "trace"):
+    if item.kind in _RECORDED:
         folder = home / "runs" / item.run
         path = item.path.relative_to(folder).as_posix()
         try:
@@ -218,7 +220,7 @@ def _iter_run_items(
     files = list(connection.execute(query).mappings())
     for path, reason in _iter_checkpoints(folder, files, retention):
         yield Item("checkpoint", run, path, measure(path), reason)
-    for path in (folder / "checkpoints", folder / "profiler", folder):
+    for path in (*(folder / name for name in ("checkpoints", "dumps", "profiler")), folder):
         if path.is_symlink():
             continue
         drafts = path.glob("*.partial" if path == folder else ".draft-*")
@@ -232,6 +234,8 @@ def _iter_run_items(
         traced = folder / file["path"]
         if file["kind"] == "trace" and _is_file_of(traced, folder):
             yield Item("trace", run, traced, measure(traced), age)
+    for _, dump in sorted(_list_steps(folder / "dumps").items()):
+        yield Item("dump", run, dump, measure(dump), age)
     query_logs = select(outputs).where(outputs.c.run == row["key"], outputs.c.dropped_bytes == 0)
     for told in connection.execute(query_logs).mappings():
         log = folder / f"{told['stream']}.log"
@@ -243,14 +247,7 @@ def _iter_checkpoints(
     folder: Path, files: list[RowMapping], retention: Retention
 ) -> Iterator[tuple[Path, str]]:
     """Yield the checkpoints of a run that may go, and why."""
-    place = folder / "checkpoints"
-    if place.is_symlink() or not place.is_dir():
-        return
-    steps: dict[int, Path] = {}
-    for entry in place.iterdir():
-        match = _STEP.fullmatch(entry.name)
-        if match and entry.is_dir() and not entry.is_symlink():
-            steps[int(match[1])] = entry
+    steps = _list_steps(folder / "checkpoints")
     ordered = sorted(steps, reverse=True)
     kept = set(ordered[: retention.keep_checkpoints])
     best = _find_best(files, set(steps))
@@ -259,6 +256,18 @@ def _iter_checkpoints(
         if step not in kept:
             told = "neither the best nor the newest" if best is not None else "not the newest"
             yield steps[step], told
+
+
+def _list_steps(place: Path) -> dict[int, Path]:
+    """Return the folders `step-00000004` in a folder by their step; links are none."""
+    if place.is_symlink() or not place.is_dir():
+        return {}
+    steps: dict[int, Path] = {}
+    for entry in place.iterdir():
+        match = _STEP.fullmatch(entry.name)
+        if match and entry.is_dir() and not entry.is_symlink():
+            steps[int(match[1])] = entry
+    return steps
 
 
 def _find_best(files: list[RowMapping], steps: set[int]) -> int | None:

@@ -194,6 +194,41 @@ def test_old_traces_go_and_only_files_of_the_run(add_run, home, url, tmp_path):
     assert not (folder / "profiler" / "trace.json").exists()
 
 
+def test_old_dumps_go_recorded_and_nothing_beside_them(add_run, home, url, tmp_path):
+    told = Artifact(time=1.0, kind="batch", path="dumps/step-00000004", step=4)
+    lying = Artifact(time=1.0, kind="batch", path="checkpoints/step-00000003", step=3)
+    folder = add_run(steps=(3,), events=(told, lying))
+    young = add_run("bbbb0000", created=time.time(), events=(told,))
+    for place in (folder, young):
+        (place / "dumps" / "step-00000004").mkdir(parents=True)
+        os.link(folder / "events.jsonl", place / "dumps" / "step-00000004" / "linked")
+    (folder / "dumps" / "mine").mkdir()
+    (folder / "dumps" / "step-00000005").symlink_to(tmp_path)
+    assert list_names(home, url) == [("dump", "step-00000004")]
+    clear(home, url)
+    assert sorted(os.listdir(folder / "dumps")) == ["mine", "step-00000005"]
+    assert (young / "dumps" / "step-00000004").is_dir()
+    assert (folder / "checkpoints" / "step-00000003").is_dir()
+    with Reader.open(url) as reader:
+        files = reader.get_detail(RUN).artifacts
+    assert [file.path for file in files if "removed" in file.metadata] == [told.path]
+
+
+def test_a_dump_of_a_run_that_is_at_work_stays(add_run, home, url):
+    folder = add_run(ended=False, created=time.time(), pid=os.getpid())
+    (folder / "dumps" / "step-00000004").mkdir(parents=True)
+    (folder / "dumps" / ".draft-00000005").mkdir()
+    lock = RunLock.acquire(folder)
+    recover(home, url)
+    assert find_items(home, url, Retention(older_than_s=-1e6)) == []
+    lock.release()
+    recover(home, url)
+    assert list_names(home, url, Retention(older_than_s=-1e6)) == [
+        ("dump", "step-00000004"),
+        ("leftover", ".draft-00000005"),
+    ]
+
+
 @pytest.mark.parametrize("place", ["run", "checkpoints", "step"])
 def test_no_link_is_followed_out_of_the_home(add_run, home, url, tmp_path, place):
     folder = add_run(steps=(1, 2, 3))
@@ -231,6 +266,7 @@ def test_leftovers_go_when_their_process_is_gone_or_they_are_old(add_run, home, 
         home / f"registry.db.rebuild-{dead_pid}",
         home / f".partial-{dead_pid}-registry.db.backup-1",
         folder / "checkpoints" / ".draft-00000002",
+        folder / "dumps" / ".draft-00000002",
     ]
     kept = [
         series / f".csv-abc.{alive}",

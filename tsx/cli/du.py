@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = ("tsx du", "tsx du @last sanity --json")
 
-_KINDS = ("journal", "logs", "checkpoints", "traces", "other", "points")
+_KINDS = ("journal", "logs", "checkpoints", "traces", "dumps", "other", "points")
 _BAR_CELLS = 16
 
 

@@ -32,7 +32,7 @@ def command(
         int, typer.Option(min=0, help="Newest checkpoints kept of a run, beside its best.")
     ] = 1,
     older_than: Annotated[
-        str, typer.Option(help="Since the end of a run, for its logs and traces.")
+        str, typer.Option(help="Since the end of a run, for its logs, traces and dumps.")
     ] = "30d",
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -42,11 +42,12 @@ def command(
     Kept, always: journals, the registry, all files of runs that are alive, the best checkpoint of
     every run and its newest (how many of these, --keep-checkpoints says).
 
-    What goes: other checkpoints of ended runs; traces, and logs whose whole text is in the
-    registry, of runs that ended --older-than ago; drafts and partial files whose process is gone
-    or that are a day old; copies of the registry from before a migration, but the newest three.
+    What goes: other checkpoints of ended runs; traces, steps kept for tsx replay (dumps), and logs
+    whose whole text is in the registry, of runs that ended --older-than ago; drafts and partial
+    files whose process is gone or that are a day old; copies of the registry from before a
+    migration, but the newest three.
 
-    Nothing outside TSX_HOME is touched. Each deleted checkpoint and trace is recorded.
+    Nothing outside TSX_HOME is touched. Each deleted checkpoint, trace and dump is recorded.
     """
     from registry.connection import find_url
     from registry.home import find_home

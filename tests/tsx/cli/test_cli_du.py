@@ -16,6 +16,7 @@ def home(record, tmp_path):
     sizes = {
         "checkpoints/step-00000001/model": 50_000,
         "profiler/chrome_trace.json": 2_000,
+        "dumps/step-00000004/weights.safetensors": 5_000,
         "stdout.log": 300,
         "notes/mine.txt": 40,
     }
@@ -41,12 +42,13 @@ def test_every_kind_of_file_has_its_bytes(tsx, home):
     first, second = plain["runs"]
     journal = (home / "runs" / "aaaaaaaa" / "events.jsonl").stat().st_size
     expected = {"journal": journal, "logs": 300, "checkpoints": 50_000, "traces": 2_000}
+    expected["dumps"] = 5_000
     assert {name: first[name] for name in expected} == expected
     assert first["other"] >= 40
     assert first["id"] == "aaaaaaaa"
     assert second["total"] < first["total"]
-    parts = [first[name] for name in ("logs", "checkpoints", "traces", "journal", "other")]
-    assert first["total"] == sum(parts) + first["points"]
+    parts = [size for kind, size in first.items() if kind not in ("id", "name", "total")]
+    assert first["total"] == sum(parts)
     assert (plain["home"]["cache"], plain["home"]["data"]) == (700, 800)
 
 
