@@ -19,6 +19,8 @@ FOUND_KINDS = frozenset(
 
 # Plants of which nothing is found, or another kind.
 NOT_FOUND: dict[str, str] = {
+    "tsx-odd-parity": "its intervals are the trainer's own; found there",
+    "tsx-interval-past-end": "its intervals are the trainer's own; found there",
     "history-rescanned": "eight steps of microseconds: too short to be told from noise",
 }
 # Found, but with another module than the planted one.
@@ -42,9 +44,7 @@ OTHER_LINE: dict[str, str] = {
     "aux-outweighs": "the weight is set in the body of a class; the sum that uses it is named",
 }
 # Found, but with another mechanism.
-OTHER_CAUSE: dict[str, str] = {
-    "unbounded-temperature": "a scale that has grown is taken for exploded weights",
-}
+OTHER_CAUSE: dict[str, str] = {}
 # Found, with a finding of another kind beside.
 BESIDE: dict[str, str] = {
     "untied-by-copy": "an embedding of N(0, 1) as a head is too large: the first loss tells",
@@ -53,4 +53,5 @@ BESIDE: dict[str, str] = {
     "exploding-states": "weights that fly are told of a step before they overflow",
     "exploding-weights": "weights that fly are told of a step before they overflow",
     "unbounded-temperature": "weights that fly are told of a step before they overflow",
+    "rate-restarts": "weights that fly are told of a step before the loss that follows",
 }

@@ -13,7 +13,6 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
@@ -41,10 +40,11 @@ class Reads(Detector):
         self._begun: list[str] = []  # lines that began a loader since the last call
         self._in_a_row: Counter[str] = Counter()
         self._is_told: set[str] = set()
+        self._compiled = _find_last_compiled()
 
     def begin_look(self, step: int) -> None:
         """Count from here on."""
-        if not self._restore and len(self._is_told) < 2 and not _is_compiling(self.scene.model):
+        if not self._restore and len(self._is_told) < 2 and not self._is_compiling():
             self._restore = [
                 _count(torch.Tensor, "item", self._note_read),
                 _count(DataLoader, "__iter__", self._note_begin),
@@ -76,6 +76,10 @@ class Reads(Detector):
     def close(self, *, is_whole: bool) -> None:
         """Put everything back."""
         self._put_back()
+
+    def _is_compiling(self) -> bool:
+        """Return whether the compiler may be at work: it must not see other methods."""
+        return _find_last_compiled() is not self._compiled or has_compiled_parts(self.scene.model)
 
     def _put_back(self) -> None:
         for restore in self._restore:
@@ -155,8 +159,8 @@ def _find_caller() -> str:
     return f"{path}:{frame.f_lineno}" if path and is_user_file(path) else ""
 
 
-def _is_compiling(model: nn.Module) -> bool:
-    """Return whether the compiler may be at work: it must not see other methods."""
+def _find_last_compiled() -> Any:
+    """Return torch's record of the newest compilation, None where there was none."""
     dynamo = sys.modules.get("torch._dynamo.utils")
-    has_compiled = dynamo is not None and bool(dynamo.get_compilation_metrics())
-    return has_compiled or has_compiled_parts(model)
+    records = [] if dynamo is None else dynamo.get_compilation_metrics()
+    return records[-1] if records else None
