@@ -128,6 +128,7 @@ ENTRIES = (
     ),
     plant(
         name="tsx-variants-differ",
+        severity="error",
         kind="variant-equivalence",
         mechanism="weights-renormalised",
         module="blocks.0.moe.experts",

@@ -380,6 +380,7 @@ ENTRIES = (
     ),
     Plant(
         name="einsum-transposed",
+        severity="error",
         kind="variant-equivalence",
         architecture="moe",
         mechanism="transposed",
