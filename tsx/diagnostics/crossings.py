@@ -211,6 +211,9 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         op.out_shapes = [tuple(tensor.shape) for tensor in made]
         order = self._find_order(given)
         is_weight = "softmax" in op.name
+        if op.name.startswith(("empty", "new_empty")):  # memory as it was found: no two runs agree
+            for tensor in made:
+                tensor.zero_()
         op.after = [self._print(tensor, order, is_weight=is_weight) for tensor in made]
         for tensor in made:
             self._makers[id(tensor)] = weakref.ref(tensor), op.number, order
