@@ -48,6 +48,7 @@ def explain(birth: Birth, *, is_gradient: bool = False) -> Cause:
 
 def _explain_leaf(birth: Birth) -> Cause:
     group, _, name = birth.leaf.partition(" ")
+    named = f" ({name})" if name else ""
     what = "NaN" if birth.kind == "nan" else "infinite"
     match group:
         case "parameter":
@@ -65,13 +66,13 @@ def _explain_leaf(birth: Birth) -> Cause:
         case "target":
             return Cause(
                 "bad-target",
-                f"the targets ({name}) hold {what} values",
+                f"the targets{named} hold {what} values",
                 "clean or mask these targets before the loss",
                 _count_rows(birth.out),
             )
     return Cause(
         "bad-batch",
-        f"the batch ({name}) holds {what} values",
+        f"the batch{named} holds {what} values",
         "clean, fill or mask these samples before they reach the model",
         _count_rows(birth.out),
     )
