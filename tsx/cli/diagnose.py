@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -9,9 +11,18 @@ import typer
 EXAMPLES = (
     "tsx diagnose @last",
     "tsx diagnose sanity --json",
+    "tsx diagnose @last --fail-on warning",
     "tsx diagnose --checkpoint @last",
     "tsx diagnose --checkpoint before.safetensors after.safetensors",
 )
+
+
+class FailOn(StrEnum):
+    """From which severity on a finding is a failure."""
+
+    NONE = "none"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 def command(
@@ -24,16 +35,37 @@ def command(
         bool,
         typer.Option("--checkpoint", help="Compare weights with others, or with how they began."),
     ] = False,
+    fail_on: Annotated[
+        FailOn,
+        typer.Option(help="Exit with status 1 where a finding is of this severity or graver."),
+    ] = FailOn.NONE,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+) -> int:
     """Show what was found to be wrong with a run, with its evidence."""
     if checkpoint or other:
-        _diagnose_weights(run, other, is_meant=checkpoint, as_json=as_json)
-        return
+        found = _diagnose_weights(run, other, is_meant=checkpoint, as_json=as_json)
+    else:
+        found = _diagnose_run(run, as_json=as_json)
+    return _judge(found, fail_on)
+
+
+def _judge(severities: Iterable[str], fail_on: FailOn) -> int:
+    """Return the exit status."""
+    from tsx.errors import Exit
+    from tsx.ink import SEVERITIES
+
+    if fail_on is FailOn.NONE:
+        return Exit.OK
+    grave = SEVERITIES[SEVERITIES.index(fail_on) :]
+    return Exit.FAILED if any(severity in grave for severity in severities) else Exit.OK
+
+
+def _diagnose_run(run: str, *, as_json: bool) -> list[str]:
+    """Show what was found in a run; return the severities."""
     from dataclasses import asdict
 
     from tsx.cli import output
-    from tsx.cli.finding_lines import show_finding
+    from tsx.cli.finding_lines import offer_replay, show_finding
     from tsx.cli.paint import show_heading
     from tsx.cli.reading import open_reader
     from tsx.curves.findings import list_curve_findings
@@ -41,9 +73,10 @@ def command(
     with open_reader() as reader:
         detail = reader.get_detail(reader.get_run(run).id)
         findings = [*detail.findings, *list_curve_findings(reader, detail)]
+    severities = [finding.severity for finding in findings]
     if as_json:
         output.json({"findings": [asdict(finding) for finding in findings]})
-        return
+        return severities
     if not findings:
         output.talk(f"run {detail.run.id}: nothing was found")
     for index, finding in enumerate(findings):
@@ -52,10 +85,12 @@ def command(
         elif index:
             output.data("")
         show_finding(finding)
+    offer_replay(detail.run.id)
+    return severities
 
 
-def _diagnose_weights(one: str, other: str, *, is_meant: bool, as_json: bool) -> None:
-    """Show what weights tell of their training."""
+def _diagnose_weights(one: str, other: str, *, is_meant: bool, as_json: bool) -> list[str]:
+    """Show what weights tell of their training; return the severities of what was found."""
     from tsx.cli import output, weights_report
 
     if not is_meant:
@@ -73,3 +108,4 @@ def _diagnose_weights(one: str, other: str, *, is_meant: bool, as_json: bool) ->
         output.json(weights_report.to_plain(found))
     else:
         weights_report.show(found)
+    return [str(finding.severity) for finding in found.findings]

@@ -22,6 +22,15 @@ def show_findings(findings: Sequence[FindingRow]) -> None:
         show_finding(finding)
 
 
+def offer_replay(run_id: str) -> None:
+    """Name `tsx replay` where the run's folder holds a step to run again."""
+    from registry.home import find_home
+
+    kept = (find_home() / "runs" / run_id / "dumps").glob("step-*/dump.json")
+    if next(kept, None) is not None:
+        output.talk(f"next: tsx replay {run_id}")
+
+
 def show_finding(finding: FindingRow) -> None:
     """Show one finding and what it rests on."""
     show_lines(list_finding_lines([finding], find_width()))

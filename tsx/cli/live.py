@@ -39,12 +39,13 @@ class PlainView:
         self._peak_gib: float | None = None
         self._began = 0.0
         self._resumable = False  # is there a checkpoint to go on from
+        self._has_dump = False  # was a step kept that can be run again
         self._told: set[str] = set()  # findings: one that comes again is counted, not shown
 
     def begin(self, run_id: str, name: str, config: RunConfig) -> None:
         """Say which run starts."""
         self._prepared, self._peak_gib, self._began = None, None, time.monotonic()
-        self._config, self._resumable = config, False
+        self._config, self._resumable, self._has_dump = config, False, False
         self._told.clear()
         seed, steps = config.train.seed, config.train.steps
         work = f"{steps} steps" if steps else "scored as it is"
@@ -65,6 +66,8 @@ class PlainView:
             case Artifact(kind="checkpoint"):
                 self._resumable = True
                 _talk(f"checkpoint step={event.step} {event.path}")
+            case Artifact(kind="batch"):
+                self._has_dump = True
         perf = self._config is not None and self._config.perf.log_metrics
         for line in list_lines(event, perf=perf):
             _data(line)
@@ -95,7 +98,8 @@ class PlainView:
         _talk(
             f"run {run_id} {ending.status} in {took}{reason}", style="good" if good else "warning"
         )
-        _talk(f"next: tsx show {run_id}{self._offer_resume(run_id, good=good)}")
+        replay = f", tsx replay {run_id}" if self._has_dump else ""
+        _talk(f"next: tsx show {run_id}{replay}{self._offer_resume(run_id, good=good)}")
 
     def _offer_resume(self, run_id: str, *, good: bool) -> str:
         """Return how the run can go on: one that was cut short, or one that took no step yet."""

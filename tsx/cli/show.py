@@ -91,6 +91,7 @@ def _show_detail(detail: RunDetail, reader: Reader) -> None:
     import time
 
     from tsx import pages
+    from tsx.cli.finding_lines import offer_replay
     from tsx.cli.paint import find_width, show_heading, show_lines
     from tsx.compare.configdiff import is_run_config
 
@@ -115,6 +116,7 @@ def _show_detail(detail: RunDetail, reader: Reader) -> None:
     if detail.resumes:
         show_heading("resumed")
         show_lines(pages.list_resume_lines(detail))
+    offer_replay(detail.run.id)
 
 
 def _show_loss(detail: RunDetail, reader: Reader) -> None:

@@ -96,7 +96,7 @@ def get_dump(run_folder: Path, step: int | None = None) -> Dump:
     steps = folder.list_steps()
     if not steps:
         raise ConfigError(
-            f"run {name} has kept no step: none of its steps was seen to be not finite",
+            f"run {name} has kept no step: none was seen to be not finite, or tsx gc deleted it",
             next_command=f"tsx diagnose {name}",
         )
     if step is not None and step not in steps:

@@ -255,6 +255,17 @@ def test_resume_is_not_offered_where_there_is_no_checkpoint(
     assert capsys.readouterr().err.endswith("next: tsx show aaaaaaaa\n")
 
 
+def test_a_step_that_was_kept_can_be_replayed(capsys: pytest.CaptureFixture[str]) -> None:
+    view = PlainView()
+    view.begin("aaaaaaaa", "mine", make_config())
+    view.see(Artifact(time=1.0, kind="batch", path="dumps/step-00000005", step=5))
+    view.finish("aaaaaaaa", Ending(Status.DIVERGED, "step 5: the loss is NaN", 4))
+    assert capsys.readouterr().err.endswith("next: tsx show aaaaaaaa, tsx replay aaaaaaaa\n")
+    view.begin("bbbbbbbb", "second", make_config())
+    view.finish("bbbbbbbb", Ending(Status.COMPLETED, "", 0))
+    assert capsys.readouterr().err.endswith("next: tsx show bbbbbbbb\n")
+
+
 def test_the_second_run_of_a_sweep_inherits_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     view = PlainView()
     view.begin("aaaaaaaa", "first", make_config())
