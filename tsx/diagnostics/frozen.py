@@ -63,6 +63,7 @@ class Frozen(Detector):
         self._routed = RoutedRows(scene.voice)
         self._holders = Holders(scene)
         self._ran: set[str] = set()
+        self._asked: set[int] = set()  # ids of parameters in no module
         self._is_traced = False
         self._step: Step | None = None
         self._before = torch.zeros(0)
@@ -196,7 +197,9 @@ class Frozen(Detector):
             found.append((track.unit, cause))
             track.is_said = True
         if is_last or any(track.step >= LOOKS for track in tracks):
-            report_strangers(self.scene, self._holders, self._paths.strangers, self._number)
+            report_strangers(
+                self.scene, self._holders, self._paths.strangers, self._asked, self._number
+            )
         wanting = [track for track in tracks if track.facts.wanted_grad]
         is_all = sum(1 for _, cause in found if cause.mechanism == "zero-gradient") >= len(wanting)
         if found and not is_all:  # a loss that is flat for everything is no matter of parameters

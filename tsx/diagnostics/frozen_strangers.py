@@ -18,21 +18,27 @@ MAX_HELD = 256  # things in one list
 
 
 def report_strangers(
-    scene: Scene, holders: Holders, used: dict[int, tuple[Tensor, Place]], step: int
+    scene: Scene,
+    holders: Holders,
+    used: dict[int, tuple[Tensor, Place]],
+    told: set[int],
+    step: int,
 ) -> None:
     """Report parameters of modules in plain lists, which nobody trains; each is asked for once.
 
     Args:
         scene: where to report.
         holders: knows the optimizers.
-        used: parameters that calls have used, with the place of their use; it is emptied.
+        used: parameters that calls have used, with the place of their use.
+        told: ids of those that were asked for before; gets the new ones.
         step: of the last look.
     """
-    if not used:
+    new = set(used) - told
+    told |= new
+    if not new:
         return
     known = {id(param) for param in scene.model.parameters()}
-    strangers = {key for key in used if key not in known and not holders.is_alive(key)}
-    used.clear()
+    strangers = {key for key in new - known if not holders.is_alive(key)}
     if not strangers:
         return
     for name, module in scene.model.named_modules():

@@ -15,8 +15,9 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from tsx.diagnostics.detector import Detector, Kind, Look, Scene, Values
+from tsx.diagnostics.detector import Detector, Kind, Scene
 from tsx.diagnostics.source_lines import find_class_line
 from tsx.diagnostics.trace import find_memory
 from tsx.diagnostics.updates import is_measurable
@@ -62,18 +63,24 @@ class TiedWeights(Detector):
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self._pairs = find_pairs(scene.model)
+        self._is_due = True
 
-    def after_step(self, look: Look) -> Values | None:
+    def begin_look(self, step: int) -> None:
+        """Compare after this step."""
+        self._is_due = True
+
+    def end_step(self, optimizer: Optimizer, step: int) -> None:
         """Compare what was tied."""
-        if self._pairs:
-            params = dict(self.scene.model.named_parameters(remove_duplicate=False))
-            for pair in list(self._pairs):
-                one, other = params.get(pair.first), params.get(pair.second)
-                if one is None or other is None:
-                    self._pairs.remove(pair)
-                elif one is not other:
-                    self._compare(pair, one.detach(), other.detach(), look.step)
-        return None
+        if not (self._is_due and self._pairs):
+            return
+        self._is_due = False
+        params = dict(self.scene.model.named_parameters(remove_duplicate=False))
+        for pair in list(self._pairs):
+            one, other = params.get(pair.first), params.get(pair.second)
+            if one is None or other is None:
+                self._pairs.remove(pair)
+            elif one is not other:
+                self._compare(pair, one.detach(), other.detach(), step)
 
     def _compare(self, pair: Pair, one: Tensor, other: Tensor, step: int) -> None:
         other = other.mT if pair.is_transposed else other

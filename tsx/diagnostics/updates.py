@@ -19,6 +19,7 @@ _HALF = {torch.float16, torch.bfloat16}
 WILD = 3.0  # of its own size in one step; a healthy step is about 0.001, a hot one 0.1
 SMALL = 0.1  # of 1 / sqrt(fan-in): what starts below that is soon many times its size
 HOT = 5.0  # times the rate of the slowest group
+SPREAD = 100  # steps in which one runaway weight takes others along
 MAX_NAMED = 64
 
 KIND = Kind(
@@ -41,12 +42,13 @@ class UpdateRatio(Detector):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        params = [p for p in scene.model.parameters() if is_measurable(p)]
+        params = [p for p in scene.model.parameters() if is_measurable(p) and _is_number(p)]
         norms = measure_norms([p.detach() for p in params]).tolist() if params else []
         self._zero = {id(p) for p, norm in zip(params, norms, strict=True) if norm == 0}
         self._constant = _find_constant(params)
         self._start = {id(p): norm for p, norm in zip(params, norms, strict=True)}
         self._said: set[str] = set()
+        self._told_at = 0  # step of the last finding
 
     def before_step(self, look: Look) -> Values | None:
         """Keep what the parameters are."""
@@ -91,7 +93,8 @@ class UpdateRatio(Detector):
         params = dict(self.scene.model.named_parameters())
         known = self._said | {n for n, p in params.items() if id(p) in self._constant}
         wild = [name for name, ratio in ratios.items() if ratio >= WILD and name not in known]
-        if wild:
+        if wild and (not self._told_at or step >= 2 * self._told_at + SPREAD):
+            self._told_at = step
             wild.sort(key=lambda name: -ratios[name])
             self._said.update(wild)
             self._report(step, optimizer, wild, ratios)
@@ -149,13 +152,18 @@ def measure_norms(tensors: Sequence[Tensor]) -> Tensor:
     The sum of squares of 16-bit numbers would overflow.
     """
     wide = torch.float32 if any(t.dtype in _HALF for t in tensors) else None
-    norms = torch._foreach_norm(list(tensors), 2, dtype=wide)
+    real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
+    norms = torch._foreach_norm(real, 2, dtype=wide)
     return torch.stack([norm.to(norms[0].device, norms[0].dtype) for norm in norms])
 
 
 def is_measurable(param: Tensor) -> bool:
     """Return whether a parameter has values: not a lazy one, nor one on the meta device."""
     return not (torch.nn.parameter.is_lazy(param) or param.is_meta)
+
+
+def _is_number(param: Tensor) -> bool:
+    return param.is_floating_point() or param.is_complex()
 
 
 def _find_constant(params: Sequence[Tensor]) -> set[int]:
