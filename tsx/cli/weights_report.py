@@ -34,7 +34,7 @@ def find_place(reference: str) -> Place:
     with open_reader() as reader:
         run_id = reader.get_run(run if is_split else reference).id
     folder = find_home() / "runs" / run_id
-    return Place(folder, which) if is_split else Place(folder)
+    return Place(folder, which if is_split else "last")
 
 
 def to_plain(found: Comparison) -> dict[str, Any]:

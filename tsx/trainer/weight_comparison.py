@@ -15,7 +15,6 @@ from registry.events import Finding
 from tsx.diagnostics.weights_audit import ClassRow, Weights, measure, summarise
 from tsx.diagnostics.weights_findings import list_findings
 from tsx.errors import ConfigError
-from tsx.trainer.export import LAST
 from tsx.trainer.weight_files import (
     HeldWeights,
     StoredWeights,
@@ -31,10 +30,10 @@ MAX_NAMES = 3  # of tensors that only one side has
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where weights lie: a path, and which checkpoint where it is a run's folder."""
+    """Where weights lie: a path, and which checkpoint where it is a recorded run's folder."""
 
     path: Path
-    which: str = LAST
+    which: str = ""
 
 
 @dataclass(frozen=True, slots=True)

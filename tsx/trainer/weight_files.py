@@ -128,12 +128,12 @@ class HeldWeights:
         return None
 
 
-def open_weights(path: Path, which: str = LAST) -> StoredWeights:
+def open_weights(path: Path, which: str = "") -> StoredWeights:
     """Open what lies at a path.
 
     Args:
         path: a checkpoint's folder, a run's, one of official weights, or a safetensors file.
-        which: of a run's checkpoints: last, best or a step.
+        which: of a run's checkpoints: last, best or a step; "" where the path may be anything.
 
     Raises:
         ConfigError: nothing there that can be read, with what would be.
@@ -141,9 +141,9 @@ def open_weights(path: Path, which: str = LAST) -> StoredWeights:
     """
     if (path / STATE).is_file():
         return _open_checkpoint(CheckpointFolder(path.parent.parent), path)
-    if (path / "checkpoints").is_dir():
+    if which or (path / "checkpoints").is_dir():
         checkpoints = CheckpointFolder(path)
-        state, _ = pick_state(checkpoints, which)
+        state, _ = pick_state(checkpoints, which or LAST)
         return _open_checkpoint(checkpoints, checkpoints.get_path(state.step))
     if path.is_dir():
         return StoredWeights(official.list_weight_files(path), str(path))

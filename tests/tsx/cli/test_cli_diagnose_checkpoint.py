@@ -106,6 +106,14 @@ def test_a_run_of_the_registry_by_name_and_step(tsx, record, fp32_run):
     assert "there are: 4, 8" in missing.err
 
 
+def test_a_run_without_checkpoints_says_how_to_get_some(tsx, record):
+    record("a1b2c3d4", "bare", {"train/loss": [1.0]})
+    done = tsx("diagnose", "--checkpoint", "bare")
+    assert (done.status, done.out) == (1, "")
+    assert "no checkpoint in" in done.err
+    assert "train.checkpoint_every" in done.err
+
+
 def test_a_person_reads_a_table_and_what_to_do(tsx, bf16_run):
     done = tsx("diagnose", "--checkpoint", str(bf16_run))
     assert done.status == 0
