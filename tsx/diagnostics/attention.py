@@ -24,7 +24,15 @@ from tsx.diagnostics.layout import Layout, find_layout, iter_tensors
 from tsx.diagnostics.leak_causes import find_masking, find_origin, find_softmax
 from tsx.diagnostics.leak_trial import Trial, cut
 from tsx.diagnostics.padding import Padding, find_padding
-from tsx.diagnostics.probes import Autocast, Probe, Unprobed, change, iter_seen, measure_move
+from tsx.diagnostics.probes import (
+    Autocast,
+    Probe,
+    Unprobed,
+    change,
+    is_distributed,
+    iter_seen,
+    measure_move,
+)
 from tsx.diagnostics.tape import OpSeen, Tape
 
 MAX_SITES = 16  # of attention in one traced call; deeper ones repeat them
@@ -102,6 +110,10 @@ class AttentionAudit(Detector):
     def after_call(self, call: Call) -> None:
         """Let go of it."""
         self._call = None
+
+    def raised(self, call: Call, error: BaseException) -> None:
+        """Let go of all of it."""
+        self._call, self._sites = None, []
 
     def saw_module(self, name: str, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         """Note the autocast that the model ran under."""
@@ -198,6 +210,8 @@ class AttentionAudit(Detector):
         """Report padding that attention sees although the model was given a mask of it."""
         site = next((site for site in sites if sees_padding(site, padding)), None)
         if site is None or not padding.is_given or layout.batch != 0 or self._told:
+            return
+        if is_distributed():
             return
         x, pad_BT = probe.leaves[layout.leaf], padding.pad_BT
         if x.shape[:2] != pad_BT.shape:

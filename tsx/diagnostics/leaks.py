@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from registry.events import Severity
 from tsx.diagnostics.detector import Call, Detector, Kind, Scene
 from tsx.diagnostics.layout import find_layout, iter_tensors
 from tsx.diagnostics.leak_trial import Leak, Trial
-from tsx.diagnostics.probes import Autocast, Probe, Unprobed
+from tsx.diagnostics.probes import Autocast, Probe, Unprobed, is_distributed
 from tsx.diagnostics.tape import OpSeen, Tape
 
 MAX_TARGETS = 4
@@ -142,6 +141,10 @@ class Leaks(Detector):
         """Let go of it."""
         self._call = None
 
+    def raised(self, call: Call, error: BaseException) -> None:
+        """Let go of all of it."""
+        self._call, self._targets = None, []
+
     def saw_function(self, seen: OpSeen) -> None:
         """Keep the target of a loss."""
         target = seen.args[1] if len(seen.args) > 1 else seen.kwargs.get("target")
@@ -194,11 +197,3 @@ class Leaks(Detector):
             where=op.where if op is not None else "",
             evidence=leak.evidence,
         )
-
-
-def is_distributed() -> bool:
-    """Return whether other processes take part: a model run again would wait for them."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return False
-    return distributed.get_world_size() > 1

@@ -146,6 +146,14 @@ class Probe:
         return (self._doors or {}).get(name, param)
 
 
+def is_distributed() -> bool:
+    """Return whether other processes take part: a model run again would wait for them."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    return distributed.get_world_size() > 1
+
+
 def change(x: Tensor, spot: tuple[slice | int, ...]) -> Tensor | None:
     """Return a copy of an input with other values at a spot; None where there are no others.
 
