@@ -4,6 +4,7 @@
 #   make parity OFFICIAL=PATH   is our model the official one? PATH: a checkout of Time-MoE/Time-MoE
 #   make speed OFFICIAL=PATH    our training step beside the official one
 #   make rivals                 our registry beside trackio, MLflow, TensorBoard and W&B, offline
+#   make faults                 writes docs/faults.md and the table of tests/faults from the code
 #   make diagnosis              our search for NaN beside torch's and Hugging Face's
 PYTHON ?= python3
 VENV   := .venv
@@ -14,7 +15,7 @@ PARITY := .venv-official
 RIVALS := .venv-rivals
 DIAGNOSIS := .venv-diagnosis
 
-.PHONY: demo test test-all check install install-dev bench parity speed rivals diagnosis checkout clean
+.PHONY: demo test test-all check install install-dev bench parity speed rivals diagnosis faults checkout clean
 
 demo: install
 	@$(BIN)/tsx run sanity --name demo
@@ -47,6 +48,11 @@ rivals: $(RIVALS)/.installed
 
 diagnosis: $(DIAGNOSIS)/.installed
 	$(DIAGNOSIS)/bin/python -m benchmarks.bench_diagnosis
+
+faults: install-dev
+	$(BIN)/python -c 'from pathlib import Path; from tsx.diagnostics.catalogue import write_page; \
+		Path("docs/faults.md").write_text(write_page(), encoding="utf-8")'
+	$(BIN)/python -m tests.faults.page
 
 checkout:
 	@test -d "$(OFFICIAL)/time_moe" || { echo "OFFICIAL=$(OFFICIAL): expected a checkout of" \
