@@ -87,6 +87,7 @@ class AuxScale(Detector):
         super().__init__(scene)
         self._routes = Routes(scene.model)
         self._numbers: list[_Number] = []
+        self._held: set[int] = set()  # ids of their tensors
         self._stats: list[tuple[Tensor, Tensor]] = []
         self._is_traced = False
         self._calls: dict[int, _Seen] = {}
@@ -97,6 +98,7 @@ class AuxScale(Detector):
         """Forget the last call."""
         self._is_traced = False
         self._numbers.clear()
+        self._held.clear()
         self._routes.begin()
 
     def saw_function(self, seen: OpSeen) -> None:
@@ -109,7 +111,9 @@ class AuxScale(Detector):
         if not isinstance(out, Tensor) or out.numel() > 64 or not out.is_floating_point():
             return
         if len(self._numbers) < MAX_NUMBERS:
-            sources = tuple(id(t) for t in list_tensors(seen.args))
+            # Of what is held only: the id of anything else may be another's by now.
+            sources = tuple(id(t) for t in list_tensors(seen.args) if id(t) in self._held)
+            self._held.add(id(out))
             self._numbers.append(_Number(out, seen.name, seen.where, seen.module, sources))
 
     def after_trace(self, tape: Tape) -> None:

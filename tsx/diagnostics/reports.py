@@ -39,6 +39,9 @@ EXPLAINS: dict[str, frozenset[str]] = {
 # (kind, mechanism) -> what it explains beside.
 EXPLAINS_BESIDE: dict[tuple[str, str], frozenset[str]] = {
     ("frozen-param", "no-tokens"): frozenset({"router"}),
+    ("router", "collapse"): frozenset({"frozen-param"}),
+    ("router", "dropped-tokens"): frozenset({"batch-leak", "future-leak"}),
+    ("router", "collapse-hidden-by-sum"): frozenset({"frozen-param"}),
 }
 MAX_FINDINGS = 200  # different ones of a run
 
@@ -149,7 +152,9 @@ def explains(one: Finding, other: Finding) -> bool:
     )
     if other.kind not in known:
         return False
-    return not one.module or not other.module or _is_within(other.module, one.module)
+    alike = one.evidence.get("modules")  # where the same fault stands as well
+    places = [one.module, *(alike if isinstance(alike, list) else ())]
+    return not one.module or not other.module or any(_is_within(other.module, p) for p in places)
 
 
 def _is_within(name: str, other: str) -> bool:
