@@ -125,6 +125,11 @@ class Accumulation(Detector):
         if self._wants_lines:
             self._lines.start()
 
+    def pause(self) -> None:
+        """Look at no lines until steps are shown again."""
+        self._lines.stop()
+        self._clips.stop()
+
     def close(self, *, is_whole: bool) -> None:
         """Let go of the loop."""
         self._lines.stop()
@@ -147,7 +152,8 @@ class Accumulation(Detector):
         code = seen[-1].code
         line = find_line_in_thread(threading.get_ident(), code) if code is not None else None
         parts = [backward.weight.reshape(()).double() for backward in seen]
-        old = seen[0].old
+        # What another loss added to old gradients is thrown away where they are zeroed after it.
+        old = seen[0].old if all(backward.is_kept for backward in seen) else None
         parts.append(torch.zeros_like(parts[0]) if old is None else old.to(parts[0]))
         where, step = line.where if line else "", self.scene.step
 

@@ -116,6 +116,7 @@ class Compilation(Detector):
     """Reads what torch says of its compilations."""
 
     name = "compilation"
+    is_constant = True
     kinds = (RECOMPILE, LIMIT, BREAK, CUDAGRAPH)
 
     def __init__(self, scene: Scene) -> None:
@@ -125,6 +126,7 @@ class Compilation(Detector):
         self._callers: dict[str, tuple[str, str]] = {}  # by compile id
         self._is_listening = False
         self._is_suspect = False
+        self._has_new = False
         self._buffers = {id(m): _sketch(m) for m in scene.model.modules() if m._buffers}
         self._limits = _LimitHandler()
         logging.getLogger("torch._dynamo.convert_frame").addHandler(self._limits)
@@ -139,6 +141,9 @@ class Compilation(Detector):
         if "torch._dynamo" not in sys.modules:
             return
         self._listen()
+        if not (self._has_new or self._is_suspect or self._limits.has_some):
+            return
+        self._has_new = False
         records = torch._dynamo.utils.get_compilation_metrics()
         new = []
         for record in reversed(records):
@@ -177,6 +182,7 @@ class Compilation(Detector):
 
     def _begin(self, args: Any) -> None:
         """Note who called what is compiled now; runs inside torch, so it must not raise."""
+        self._has_new = True
         try:
             frame = find_user_frame()
             if frame is not None and len(self._callers) < MAX_RECORDS:
@@ -322,10 +328,13 @@ class _LimitHandler(logging.Handler):
         if "recompile_limit" in text or "cache_size_limit" in text:
             self._texts = [*self._texts[-20:], text]
 
+    @property
+    def has_some(self) -> bool:
+        """Whether something was kept since the last time."""
+        return bool(self._texts)
+
     def take(self) -> list[str]:
         """Return what was kept since the last time."""
-        if not self._texts:
-            return []
         texts, self._texts = self._texts, []
         return list(dict.fromkeys(texts))
 

@@ -16,7 +16,10 @@ What is shown, in the order of a run:
 5. `saw_loss`, `saw_values`: each loss as a number, each line that the loop logs.
 6. `raised`: a call failed. `close`: the run has ended.
 
-Looks come as often as they cost less than 0.5 % of the time; the first steps all are.
+The first steps are shown whole. Then looks come as often as they cost next to nothing, and with
+each a few steps; in between a detector is shown nothing but traced calls, lines and the end, unless
+it `is_constant`: then it is shown every call, step and loss. `pause` says that nothing is shown
+from here on.
 """
 
 from __future__ import annotations
@@ -224,6 +227,7 @@ class Detector:
         functions: names of torch functions that `saw_function` is shown: "softmax",
             "scaled_dot_product_attention", "cross_entropy".
         ops: names of aten operations that `saw_op` is shown: "mm", "_softmax"; "*" for all.
+        is_constant: it is shown every call, step and loss; each costs microseconds of every step.
         scene: of the loop.
     """
 
@@ -231,6 +235,7 @@ class Detector:
     kinds: tuple[Kind, ...] = ()
     functions: frozenset[str] = frozenset()
     ops: frozenset[str] = frozenset()
+    is_constant: bool = False
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -270,6 +275,9 @@ class Detector:
 
     def saw_values(self, values: Mapping[str, Any], step: int) -> None:
         """A line that was logged, seen soon after."""
+
+    def pause(self) -> None:
+        """Nothing is shown from here to the next `begin_look`: let go of the loop."""
 
     def raised(self, call: Call, error: BaseException) -> None:
         """A call failed; what it raised goes on to the loop."""

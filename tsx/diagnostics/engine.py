@@ -20,6 +20,8 @@ from tsx.diagnostics.replay import Rewinder, set_generators
 from tsx.diagnostics.tape import Tape, is_traceable
 
 MAX_LINES = 256  # logged and not yet seen
+FIRST_STEPS = 64  # that are shown whole: what is wrong from the start shows there
+SHOWN_STEPS = 4  # that are shown with each look
 
 
 class Engine:
@@ -34,6 +36,7 @@ class Engine:
 
     Attributes:
         is_looking: the step under way is looked at.
+        is_shown: the step under way is shown to all; else to the constant ones only.
         panel: of the detectors.
     """
 
@@ -48,6 +51,10 @@ class Engine:
         self.scene = scene
         self.panel = Panel(scene, detectors)
         self.is_looking = True
+        self.is_shown = True
+        self._steps = 0
+        self._shown_until = FIRST_STEPS
+        self._spent_s = 0.0  # on steps that are shown, beyond the first
         self._clock = clock
         self._is_compiled = is_compiled
         self._calls = 0
@@ -82,12 +89,12 @@ class Engine:
         call.result = result
         loss = find_loss(result)
         call.loss = loss if isinstance(loss, Tensor | float | int) else None
-        self.panel.ask_all("after_call", call)
+        self._ask("after_call", call)
         return result
 
     def saw_loss(self, loss: float, step: int) -> None:
         """Show a loss that is on the host now."""
-        self.panel.ask_all("saw_loss", loss, step)
+        self._ask("saw_loss", loss, step)
 
     def log(self, values: Any, step: int) -> None:
         """Keep a line that was logged; it is shown after the next step, for this has to be fast."""
@@ -101,7 +108,8 @@ class Engine:
 
     def begin_look(self) -> None:
         """The step that begins now is looked at."""
-        self.is_looking = True
+        self.is_looking = self.is_shown = True
+        self._shown_until = max(self._shown_until, self._steps + SHOWN_STEPS)
         self.panel.ask_all("begin_look", self.scene.step)
 
     def before_step(self, look: Look) -> dict[str, Tensor | float]:
@@ -117,8 +125,27 @@ class Engine:
         if not any(optimizer is other for other in self.scene.optimizers):
             self.scene.optimizers.append(optimizer)
         self._show_lines()
-        self.panel.ask_all("end_step", optimizer, self.scene.step)
+        self._ask("end_step", optimizer, self.scene.step)
         self._flush()
+        self._steps += 1
+        if self.is_shown and self._steps >= self._shown_until:
+            self.is_shown = False
+            self.panel.ask_all("pause")
+
+    def take_spent_s(self) -> float:
+        """Return the seconds that were spent on steps that are shown since the last time."""
+        spent, self._spent_s = self._spent_s, 0.0
+        return spent
+
+    def _ask(self, method: str, *args: Any) -> None:
+        """Show something to all, or only to who is shown everything."""
+        if not self.is_shown:
+            self.panel.ask_constant(method, *args)
+            return
+        began = self._clock()
+        self.panel.ask_all(method, *args)
+        if self._steps >= FIRST_STEPS:
+            self._spent_s += self._clock() - began
 
     def close(self, *, is_whole: bool) -> None:
         """The run is over; see `Detector.close`."""
@@ -140,7 +167,9 @@ class Engine:
             torch.is_grad_enabled(),
             self.is_looking,
         )
-        self.panel.ask_all("before_call", call)
+        if not self.is_shown and call.is_training and call.is_grad and self.is_trace_due:
+            self.is_shown, self._shown_until = True, self._steps + 1
+        self._ask("before_call", call)
         call.began_s = self._clock()
         return call
 

@@ -63,6 +63,7 @@ class Frozen(Detector):
         self._routed = RoutedRows(scene.voice)
         self._holders = Holders(scene)
         self._ran: set[str] = set()
+        self._said: set[tuple[str, str, str]] = set()  # causes
         self._asked: set[int] = set()  # ids of parameters in no module
         self._is_traced = False
         self._step: Step | None = None
@@ -113,6 +114,12 @@ class Frozen(Detector):
             self._spy = self._to_spy.facts.spy = StepSpy(self._to_spy.unit.param)
             self._to_spy = None
             self._spy.begin()
+
+    def pause(self) -> None:
+        """Look at no lines until steps are shown again."""
+        if self._spy is not None:
+            self._spy.end()
+            self._spy = None
 
     def begin_look(self, step: int) -> None:
         """Measure the gradients of suspects as they come."""
@@ -194,8 +201,10 @@ class Frozen(Detector):
                 id(track.unit.param)
             ):
                 continue
-            found.append((track.unit, cause))
             track.is_said = True
+            if (cause.mechanism, cause.why, cause.where) not in self._said:
+                found.append((track.unit, cause))
+        self._said |= {(cause.mechanism, cause.why, cause.where) for _, cause in found}
         if is_last or any(track.step >= LOOKS for track in tracks):
             report_strangers(
                 self.scene, self._holders, self._paths.strangers, self._asked, self._number

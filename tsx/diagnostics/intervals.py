@@ -34,6 +34,7 @@ class Intervals(Detector):
     """Waits for each declared key."""
 
     name = "intervals"
+    is_constant = True
     kinds = (NEVER,)
 
     def __init__(self, scene: Scene) -> None:

@@ -152,6 +152,10 @@ class Modes(Detector):
                 evidence={"modules": names},
             )
 
+    def pause(self) -> None:
+        """Look no more until steps are shown again."""
+        self._scoring.stop()
+
     def close(self, *, is_whole: bool) -> None:
         """Look no more."""
         self._scoring.stop()

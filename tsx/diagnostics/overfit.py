@@ -56,6 +56,7 @@ class Overfit(Detector):
     """Keeps losses and the last call; judges at the end."""
 
     name = "overfit"
+    is_constant = True
     kinds = (KIND,)
     functions = REDUCES
 

@@ -67,6 +67,10 @@ class Pace:
         self.is_urged = self.is_urged or now >= self._due
         return self.is_urged
 
+    def put_off(self, spent_s: float) -> None:
+        """Put the next look off for what steps beside the last one have cost."""
+        self._due += spent_s / self._max_share
+
     def note(self, spent_s: float, now: float) -> None:
         """Put the next look off until the last one's share of the time is small enough."""
         self._looks += 1

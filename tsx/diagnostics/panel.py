@@ -12,7 +12,7 @@ from tsx.diagnostics.detector import Detector, Look, Scene
 _METHODS = (
     *("before_call", "after_call", "saw_function", "saw_op", "saw_module", "after_trace"),
     *("begin_look", "before_step", "after_step", "end_step", "saw_loss", "saw_values"),
-    *("raised", "close"),
+    *("raised", "pause", "close"),
 )
 
 
@@ -31,6 +31,7 @@ class Panel:
         self.detectors = list(detectors)
         self._scene = scene
         self._who: dict[str, list[tuple[Detector, Callable[..., Any]]]] = {}
+        self._constant: dict[str, list[tuple[Detector, Callable[..., Any]]]] = {}
         self._sort()
 
     def host(self, detector: Detector) -> None:
@@ -40,7 +41,16 @@ class Panel:
 
     def ask_all(self, method: str, *args: Any, **kwargs: Any) -> None:
         """Ask everyone who overrides a method; each step does so, hence no more than a loop."""
-        for detector, bound in self._who[method]:
+        self._ask(self._who[method], *args, **kwargs)
+
+    def ask_constant(self, method: str, *args: Any) -> None:
+        """Ask those who are shown everything."""
+        self._ask(self._constant[method], *args)
+
+    def _ask(
+        self, who: list[tuple[Detector, Callable[..., Any]]], *args: Any, **kwargs: Any
+    ) -> None:
+        for detector, bound in who:
             try:
                 bound(*args, **kwargs)
             except Exception as error:
@@ -80,6 +90,10 @@ class Panel:
                 if getattr(type(detector), method) is not getattr(Detector, method)
             ]
             for method in _METHODS
+        }
+        self._constant = {
+            method: [pair for pair in who if pair[0].is_constant]
+            for method, who in self._who.items()
         }
 
     def tell(self, name: str, error: Exception) -> None:

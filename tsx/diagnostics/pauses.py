@@ -53,6 +53,8 @@ class Pauses(Detector):
 
     def begin_look(self, step: int) -> None:
         """Take samples of the pause that begins."""
+        if self._ended_s is None:
+            self._ended_s = self._clock()
         if self._sampler is None and len(self._is_told) < 2:
             self._sampler = _Sampler(threading.get_ident())
 
@@ -78,11 +80,16 @@ class Pauses(Detector):
             self._judge_slowdown()
         self._ended_s = self._clock()
 
-    def close(self, *, is_whole: bool) -> None:
-        """Take no more samples."""
+    def pause(self) -> None:
+        """The pause that begins is not seen to its end."""
+        self._ended_s = None
         if self._sampler is not None:
             self._sampler.stop()
             self._sampler = None
+
+    def close(self, *, is_whole: bool) -> None:
+        """Take no more samples."""
+        self.pause()
 
     def _judge_share(self) -> None:
         """Report that most of the time goes by before the step."""

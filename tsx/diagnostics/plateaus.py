@@ -48,6 +48,7 @@ class Plateau(Detector):
     """Keeps the losses, a sample of the first parameters, and what outputs and labels look like."""
 
     name = "plateau"
+    is_constant = True
     kinds = (PLATEAU,)
     functions = frozenset({*_RANGES, *_ENTROPIES, *_ERRORS})
 

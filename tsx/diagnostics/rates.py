@@ -91,6 +91,7 @@ class Rates(Detector):
     """Follows the rates of each optimizer."""
 
     name = "rates"
+    is_constant = True
     kinds = (RATE,)
 
     def __init__(self, scene: Scene) -> None:

@@ -6,10 +6,9 @@ its own is meant.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from tsx.diagnostics.checksums import measure_checksum
+from tsx.diagnostics.checksums import measure_checksum, read_checksums
 from tsx.diagnostics.detector import Call, Detector, Scene
 from tsx.diagnostics.loop_lines import LineWatch, seeds_all
 from tsx.diagnostics.repeats import KIND, SAID, is_meant
@@ -33,7 +32,7 @@ class RepeatedNoise(Detector):
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self._is_done = is_meant(scene)
-        self._draws: list[Tensor] = []
+        self._draws: list[int | Tensor] = []
         self._where = ""  # of the last draw
         self._old: tuple[int, ...] = ()
         self._old_step = 0
@@ -76,9 +75,12 @@ class RepeatedNoise(Detector):
         """Compare the draws of this traced call with those of the one before."""
         draws, self._draws = self._draws, []
         if draws:
-            values = torch.stack([total.to(draws[0].device) for total in draws])
-            step = self.scene.step
-            self.scene.voice.read_late(values, lambda found: self._compare(tuple(found), step))
+            step, read_late = self.scene.step, self.scene.voice.read_late
+            read_checksums(draws, read_late, lambda found: self._compare(found, step))
+
+    def pause(self) -> None:
+        """Look at no lines until steps are shown again."""
+        self._lines.stop()
 
     def close(self, *, is_whole: bool) -> None:
         """Let go of the loop."""

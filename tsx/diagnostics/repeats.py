@@ -19,7 +19,7 @@ from torch import Tensor
 
 from registry.events import Severity
 from tsx.diagnostics.arguments import is_mask
-from tsx.diagnostics.checksums import measure_checksum
+from tsx.diagnostics.checksums import measure_checksum, read_checksums
 from tsx.diagnostics.detector import Call, Detector, Kind, Scene
 from tsx.diagnostics.loop_lines import LineWatch, seeds_all
 
@@ -88,6 +88,7 @@ class RepeatedData(Detector):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
+        self.is_constant = scene.config is None  # a recipe's own stream repeats nothing
         self._calls: deque[Seen] = deque(maxlen=RECENT)
         self._latest: list[weakref.ref[Tensor]] = []
         self._is_reused = False  # the same tensors were handed in on purpose
@@ -106,23 +107,27 @@ class RepeatedData(Detector):
         self._finish_asking()
         if self._is_meant or not (call.is_training and call.is_grad) or self._is_told:
             return
-        given = [t for name, t in call.name_tensors().items() if _is_telling(name, t)]
+        given = _list_telling(call)
         if not given or (given[0].device.type != "cpu" and not self._takes_device(call)):
             return
         self._is_reused = self._is_reused or self._has_same(given)
         self._latest = [weakref.ref(tensor) for tensor in given]
-        sums = [measure_checksum(tensor) for tensor in given]
-        found = [total.to(given[0].device) for total in sums if total is not None]
+        if self._is_reused:
+            return
+        sums = [total for tensor in given if (total := measure_checksum(tensor)) is not None]
         fn, step = getattr(call.fn, "__code__", None), call.step
-        if found and not self._is_reused:
-            self.scene.voice.read_late(
-                torch.stack(found), lambda values: self._note(Seen(step, tuple(values), fn))
-            )
+        if sums:
+            read_late = self.scene.voice.read_late
+            read_checksums(sums, read_late, lambda found: self._note(Seen(step, found, fn)))
 
     def after_call(self, call: Call) -> None:
         """Watch the loop where a line is missing."""
         if self._asks:
             self._lines.start()
+
+    def pause(self) -> None:
+        """Look at no lines until steps are shown again."""
+        self._lines.stop()
 
     def close(self, *, is_whole: bool) -> None:
         """Let go of the loop."""
@@ -241,9 +246,13 @@ def is_meant(scene: Scene) -> bool:
     return scene.declared.fixed_batch or bool(config is not None and config.train.fixed_batches)
 
 
-def _is_telling(name: str, tensor: Tensor) -> bool:
-    """Return whether a tensor says which batch it is: a mask, a flag or a count may come again."""
-    return not is_mask(name, tensor) and tensor.numel() >= MIN_ELEMENTS and tensor.ndim > 0
+def _list_telling(call: Call) -> list[Tensor]:
+    """Return the tensors that say which batch it is: a mask, a flag or a count may come again."""
+    if not call.kwargs and all(type(value) is Tensor for value in call.args):
+        named = [("", value) for value in call.args]
+    else:
+        named = list(call.name_tensors().items())
+    return [t for name, t in named if t.ndim and t.numel() >= MIN_ELEMENTS and not is_mask(name, t)]
 
 
 def _find_run_length(items: Sequence[tuple[tuple[int, ...], int]]) -> int:

@@ -24,6 +24,7 @@ class SkippedSteps(Detector):
     """Sees calls with gradients that are not finite and steps that never follow."""
 
     name = "skipped_steps"
+    is_constant = True
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)

@@ -66,6 +66,7 @@ class LossSpike(Detector):
     """Follows the loss, and keeps at hand what could make it leap."""
 
     name = "loss_spike"
+    is_constant = True
     kinds = (SPIKE,)
 
     def __init__(self, scene: Scene) -> None:

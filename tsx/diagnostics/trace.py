@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-_OURS = str(Path(__file__).parent)
+_OURS = (str(Path(__file__).parent), str(Path(__file__).parents[1] / "recording"))
 _TORCH = str(Path(torch.__file__).parent)
 _WRITES = {  # operations that put a constant where they are told to
     *("masked_fill", "masked_fill_", "fill", "fill_", "full", "full_like", "new_full", "where"),
@@ -323,7 +323,7 @@ def find_line(frame: FrameType | None = None) -> str:
 
 def is_user_line(path: str) -> bool:
     """Return whether a file is neither torch's nor ours."""
-    return not (path.startswith((_TORCH, _OURS)) or path.startswith("<"))
+    return not (path.startswith((_TORCH, *_OURS)) or path.startswith("<"))
 
 
 def _iter_tensors(value: Any) -> Iterator[Tensor]:

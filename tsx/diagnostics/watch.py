@@ -198,6 +198,7 @@ class Watch:
                 ended = self._clock()
                 pace.note(self._spent_s + ended - began, ended)
             self.engine.end_step(optimizer)
+            pace.put_off(self.engine.take_spent_s())
             self._begin_next()
         except Exception as error:
             self._give_up(error)
