@@ -45,7 +45,7 @@ def load_runs(
     names: Mapping[int, str],
     only: Collection[str] | None,
 ) -> list[RunRow]:
-    """Return the runs whose keys `chosen` selects, newest first, in three queries.
+    """Return the runs whose keys `chosen` selects, newest first, in four queries.
 
     Args:
         connection: in a transaction.
@@ -72,11 +72,19 @@ def load_runs(
     tagging = select(tags.c.run, tags.c.tag).where(tags.c.run.in_(ours))
     for run, tag in connection.execute(tagging.order_by(tags.c.run, tags.c.position)):
         tagged.setdefault(run, []).append(tag)
+    counts: dict[int, dict[str, int]] = {}
+    counting = select(findings.c.run, findings.c.severity, func.count())
+    counting = counting.where(findings.c.run.in_(ours))
+    for run, severity, count in connection.execute(
+        counting.group_by(findings.c.run, findings.c.severity)
+    ):
+        counts.setdefault(run, {})[severity] = count
     return [
         RunRow(
             **dict(zip(_LISTED, row[1:], strict=True)),
             tags=tuple(tagged.get(row[0], ())),
             metrics=last[row[0]],
+            finding_counts=counts.get(row[0], {}),
         )
         for row in listed
     ]

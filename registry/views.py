@@ -14,7 +14,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """One line of a run list. `metrics` holds the last value per key."""
+    """One line of a run list.
+
+    `metrics` holds the last value per key, `finding_counts` the number of findings per severity;
+    one that was seen again and again is one.
+    """
 
     id: str
     name: str
@@ -36,6 +40,7 @@ class RunRow:
     host: str
     project: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    finding_counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

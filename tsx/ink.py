@@ -18,7 +18,8 @@ STATUS_GLYPHS = {
     "killed": "✗",
 }
 STATUSES = tuple(STATUS_GLYPHS)
-SEVERITIES = ("info", "warning", "error")
+SEVERITY_GLYPHS = {"info": "·", "warning": "▲", "error": "✗"}
+SEVERITIES = tuple(SEVERITY_GLYPHS)
 NUM_CURVE_INKS = 8
 
 KINDS = (

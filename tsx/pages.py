@@ -24,7 +24,7 @@ from tsx.cli.output import clean
 from tsx.compare.configdiff import find_changes, flatten, is_run_config, show_value
 from tsx.compare.direction import find_best
 from tsx.curve_groups import group_keys
-from tsx.ink import SEVERITIES, STATUS_GLYPHS, Line, Piece, find_status_kind
+from tsx.ink import SEVERITIES, SEVERITY_GLYPHS, STATUS_GLYPHS, Line, Piece, find_status_kind
 from tsx.text import (
     ABSENT,
     count_cells,
@@ -38,7 +38,6 @@ from tsx.text import (
     pad,
 )
 
-_SEVERITY_GLYPHS = {"info": "·", "warning": "▲", "error": "✗"}
 _COLUMNS = (("last", 11), ("best", 11), ("at step", 9), ("min", 11), ("max", 11), ("points", 8))
 _BAR = 24  # cells of the progress bar
 _MAX_TEXT = 2000  # characters of one cause or fix
@@ -116,7 +115,7 @@ def list_finding_lines(findings: Iterable[FindingRow], width: int) -> list[Line]
     lines: list[Line] = []
     for row in ordered:
         kind = row.severity if row.severity in SEVERITIES else "error"
-        head = f"{_SEVERITY_GLYPHS[kind]} {clean(row.kind)}"
+        head = f"{SEVERITY_GLYPHS[kind]} {clean(row.kind)}"
         place = [f"step {row.step}" if row.step else "", clean(row.phase), clean(row.where)]
         place += [clean(row.module), f"x{row.count}" if row.count > 1 else ""]
         where = "  ".join(part for part in place if part)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from registry.views import RunRow
 from tsx.cli.output import MAX_CELL, clean
-from tsx.ink import STATUS_GLYPHS, Line, Piece, find_status_kind
+from tsx.ink import SEVERITY_GLYPHS, STATUS_GLYPHS, Line, Piece, find_status_kind
 from tsx.loss_names import TRAIN_LOSSES, VAL_LOSSES, find_value
 from tsx.text import count_cells, format_age, format_step, format_value, pad
 
@@ -29,12 +29,13 @@ _COLUMNS = (
     Column("step", right=True, rank=1),
     Column("loss", right=True),
     Column("val loss", right=True),
+    Column("found"),
     Column("age", right=True),
     Column("data", rank=4),
     Column("tags", rank=5),
 )
 _MIN_NAME = 12
-_OPTIONAL = ("project", "tags")  # columns that are left out where they would be empty
+_OPTIONAL = ("project", "found", "tags")  # columns that are left out where they would be empty
 
 KEYS = (*TRAIN_LOSSES, *VAL_LOSSES)  # metrics that a line shows
 
@@ -63,6 +64,13 @@ def make_lines(runs: Sequence[RunRow], now: float, width: int | None) -> list[Li
     return [Line(tuple(_list_pieces(row, columns, widths))) for row in (head, *rows)]
 
 
+def make_mark(run: RunRow) -> Piece:
+    """Return how many errors and warnings were found in a run, in the colour of the gravest."""
+    found = [name for name in ("error", "warning") if run.finding_counts.get(name)]
+    text = " ".join(f"{SEVERITY_GLYPHS[name]}{run.finding_counts[name]}" for name in found)
+    return Piece(text, found[0] if found else "text")
+
+
 def _make_cells(run: RunRow, now: float) -> dict[str, Piece]:
     """Return the cells of one run by column."""
     kind = find_status_kind(run.status)
@@ -76,6 +84,7 @@ def _make_cells(run: RunRow, now: float) -> dict[str, Piece]:
         "step": Piece(format_step(run.step, run.steps), "text"),
         "loss": Piece(format_value(find_value(TRAIN_LOSSES, run.metrics)), "text"),
         "val loss": Piece(format_value(find_value(VAL_LOSSES, run.metrics)), "text"),
+        "found": make_mark(run),
         "age": Piece(format_age(run.created, now), "muted"),
         "data": Piece(data, "muted"),
         "tags": Piece(clean(" ".join(run.tags), limit=MAX_CELL), "muted"),

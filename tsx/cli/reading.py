@@ -52,5 +52,6 @@ def to_plain_run(run: RunRow) -> dict[str, Any]:
         "precision": run.precision,
         "data_source": run.data_source,
         "host": run.host,
+        "finding_counts": run.finding_counts,
         "metrics": run.metrics,
     }

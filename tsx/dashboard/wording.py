@@ -9,6 +9,7 @@ from tsx.cli.output import clean
 from tsx.dashboard.messages import Snapshot
 from tsx.ink import STATUS_GLYPHS, Line, Piece, find_status_kind
 from tsx.loss_names import TRAIN_LOSSES, VAL_LOSSES, find_value
+from tsx.run_table import make_mark
 from tsx.text import format_age, format_step, format_value
 
 
@@ -31,6 +32,7 @@ _COLUMNS = (
     Column("loss", 8, True, 0),
     Column("val", 8, True, 1),
     Column("mfu", 6, True, 3),
+    Column("found", 7, False, 2),
     Column("age", 4, True, 1),
 )
 _MAX_NAME = 36
@@ -59,6 +61,7 @@ def list_cells(run: RunRow, columns: tuple[Column, ...], now: float) -> list[Pie
         "loss": Piece(format_value(find_value(TRAIN_LOSSES, run.metrics)), "text"),
         "val": Piece(format_value(find_value(VAL_LOSSES, run.metrics)), "text"),
         "mfu": Piece(format_value(mfu, 3) + ("%" if mfu is not None else ""), "text"),
+        "found": make_mark(run),
         "age": Piece(format_age(run.created, now), "muted"),
     }
     return [cells[column.title] for column in columns]

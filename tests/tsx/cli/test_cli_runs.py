@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 
 import registry.recover
-from registry.events import Status
+from registry.events import Finding, Severity, Status
 from tsx.text import count_cells
 
 EVIL = "\x1b[31m[bold]evil[/bold]\u202e\n"
@@ -125,6 +125,27 @@ def test_projects_have_a_column_only_where_there_are_some(tsx, record):
     assert "project" in shown.splitlines()[0]
     assert shown.replace("\n", "").isprintable()
     assert "project ␛[31m[bold]" in tsx("show", "second").out
+
+
+def test_what_was_found_has_a_column_where_there_is_some(tsx, record):
+    record("aaaaaaaa", "first", {"train/loss": [1.0]})
+    assert "found" not in tsx("runs").out
+    severities = (Severity.ERROR, Severity.WARNING, Severity.WARNING, Severity.INFO)
+    found = [
+        Finding(time=1.0, kind="router", severity=severity, cause=f"cause {number}")
+        for number, severity in enumerate(severities)
+    ]
+    found = [*found, found[0]]
+    record("bbbbbbbb", "second", {"train/loss": [1.0]}, time=1_700_000_100.0, events=found)
+    head, row, other = tsx("runs").out.splitlines()
+    assert "found" in head
+    assert "✗1 ▲2" in row
+    assert "▲" not in other
+    listed = json.loads(tsx("runs", "--json").out)["runs"]
+    assert [run["finding_counts"] for run in listed] == [
+        {"error": 1, "warning": 2, "info": 1},
+        {},
+    ]
 
 
 def test_an_unknown_status_is_refused_with_the_valid_ones(tsx):

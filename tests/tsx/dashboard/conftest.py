@@ -96,6 +96,13 @@ class FakeReader:
         self.runs = [replace(r, metrics=last) if r.id == run_id else r for r in self.runs]
         self.version += 1
 
+    def find(self, run_id, *findings):
+        """Put findings into a run, and their counts into its row."""
+        self.findings[run_id] = [*self.findings.get(run_id, ()), *findings]
+        counts = dict(Counter(finding.severity for finding in self.findings[run_id]))
+        self.runs = [replace(r, finding_counts=counts) if r.id == run_id else r for r in self.runs]
+        self.version += 1
+
     def extend(self, run_id, key, steps, values):
         held = self.curves[run_id][key]
         self.curves[run_id][key] = make_series(key, [*held.steps, *steps], [*held.values, *values])
@@ -175,22 +182,43 @@ def filled():
     evil = "big \x1b[31m[bold]red[/bold]\u202e"
     reader.add("p0o9i8u7", evil, "killed", steps=1000, done=400, age=90_000, reason=evil)
     reader.add("m1n2b3v4", "higher-lr", "interrupted", done=50, age=200_000, tags=("lr",))
-    reader.findings["zz91ab3c"] = [
-        FindingRow(
-            kind="nan-origin",
-            severity="error",
-            step=80,
-            phase="forward",
-            module="blocks.3.attention",
-            op="softmax",
-            where="attention.py:123",
-            cause="bool mask inverted: rows of unpadded sequences are fully masked",
-            evidence={},
-            fix="pass True where a key may be attended",
-            count=3,
-            time=NOW,
-        )
-    ]
+    origin = FindingRow(
+        kind="nan-origin",
+        severity="error",
+        step=80,
+        phase="forward",
+        module="blocks.3.attention",
+        op="softmax",
+        where="attention.py:123",
+        cause="bool mask inverted: rows of unpadded sequences are fully masked",
+        evidence={},
+        fix="pass True where a key may be attended",
+        count=3,
+        time=NOW,
+    )
+    frozen = replace(
+        origin,
+        kind="frozen-param",
+        severity="warning",
+        step=8,
+        phase="optimizer",
+        module="blocks.3.attention.gate",
+        op="",
+        where="train.py:41",
+        cause="parameter gate is in no optimizer",
+        fix="give it to the optimizer",
+        count=1,
+    )
+    router = replace(
+        frozen,
+        kind="router",
+        module="blocks.3.moe.router",
+        where="moe.py:57",
+        cause="expert 2 of 8 gets no tokens",
+        fix="raise the weight of the balance loss",
+    )
+    reader.find("zz91ab3c", frozen, router, origin)
+    reader.find("m1n2b3v4", frozen)
     return reader
 
 

@@ -3,13 +3,15 @@
 import hashlib
 from functools import partial
 
+import msgspec
 import pytest
 
 from registry.connection import find_url
-from registry.events import Metrics, RunEnded, RunResumed, RunStarted, Status
+from registry.events import Finding, Metrics, RunEnded, RunResumed, RunStarted, Severity, Status
 from registry.queries import Reader
 from registry.recover import recover
 from registry.store import Recorder
+from tsx.dashboard.messages import Focus
 from tsx.dashboard.poller import Poller
 
 
@@ -84,6 +86,35 @@ def test_a_resume_that_rewinds_cuts_the_curve_on_screen(watch, start):
     again.close()
     seen = wait_for(watch, lambda snapshot: snapshot.curves["train/loss"].values[-1] == 0.125)
     assert list(seen.curves["train/loss"].steps) == [1, 2, 3]
+
+
+def test_findings_of_a_run_that_goes_on_show_once_and_count_up(watch, start):
+    recorder, folder = start()
+    emit_steps(recorder, 1)
+    told = Finding(
+        time=2.0,
+        kind="router",
+        severity=Severity.WARNING,
+        step=1,
+        module="moe.router",
+        where="moe.py:57",
+        cause="an expert gets no tokens",
+    )
+    recorder.emit(told)
+    recorder.close()
+    poller, _ = watch
+    poller.set_focus(Focus("aaaaaaaa", full=True))
+    seen = wait_for(watch, lambda snapshot: snapshot.detail and snapshot.detail.findings)
+    assert seen.runs[0].finding_counts == {"warning": 1}
+    again = Recorder(folder, find_url(folder.parents[1]))
+    for step in (2, 3):
+        again.emit(msgspec.structs.replace(told, step=step))
+    again.close()
+    seen = wait_for(watch, lambda snapshot: snapshot.detail.findings[0].count == 3)
+    (row,) = seen.detail.findings
+    assert (row.kind, row.step) == ("router", 1)
+    assert (row.module, row.where, row.cause) == (told.module, told.where, told.cause)
+    assert seen.runs[0].finding_counts == {"warning": 1}
 
 
 def test_a_damaged_registry_is_trouble_until_it_is_whole_again(watch, start, home):

@@ -18,7 +18,7 @@ def test_more_room_never_shows_fewer_columns():
     counts = [len(list_columns(width)) for width in range(20, 260)]
     assert counts == sorted(counts)
     assert [column.title for column in list_columns(120)] == [
-        *("", "run", "recipe", "status", "step", "loss", "val", "mfu", "age")
+        *("", "run", "recipe", "status", "step", "loss", "val", "mfu", "found", "age")
     ]
 
 
@@ -31,6 +31,10 @@ def test_cells_belong_to_their_columns(filled):
     assert by_title["step"].text == "124/200"
     assert by_title["age"].text == "1m"
     assert by_title["mfu"].text.endswith("%")
+    assert by_title["found"].text == ""
+    diverged = next(run for run in filled.runs if run.status == "diverged")
+    by_title = dict(zip(columns, list_cells(diverged, columns, 1_790_000_000.0), strict=True))
+    assert {c.title: cell for c, cell in by_title.items()}["found"] == ("✗1 ▲2", "error")
 
 
 def test_a_run_without_metrics_or_plan_has_dashes(empty):
