@@ -265,24 +265,30 @@ class AttentionAudit(Detector):
 
 def judge(site: Site, padding: Padding | None) -> str:
     """Return what is wrong with a mask, "" for nothing."""
-    if bool(site.is_bad) or not bool(site.empty_NQ.any() | ~site.sees_behind):
+    if bool(site.is_bad):
+        return ""
+    if not bool(site.empty_NQ.any() | ~site.sees_behind):
         return "inverted-mask" if _sees_padding_alone(site, padding) else ""
     empty_NQ, seen_NK = site.empty_NQ, site.seen_NK
     is_ahead = bool(site.sees_ahead)
-    if not bool(seen_NK.any()) and empty_NQ.shape[-1] > 1:
-        return "inverted-mask"
-    if empty_NQ.shape[-1] == seen_NK.shape[-1] > 1 and is_ahead and not bool(site.sees_behind):
-        return "inverted-mask"
+    is_self = empty_NQ.shape[-1] == seen_NK.shape[-1] > 1
+    if is_self and not bool(seen_NK.any() & site.sees_behind):
+        return "inverted-mask"  # nothing is seen, or the future alone
     if _sees_padding_alone(site, padding):
         return "inverted-mask"
     if is_ahead:
         may_see_NQ = seen_NK.any(-1, keepdim=True).expand_as(empty_NQ)
-    elif empty_NQ.shape[-1] == seen_NK.shape[-1]:
+    elif is_self:
         may_see_NQ = seen_NK.cumsum(-1) > 0
     else:
         return ""
-    # A row that is empty beside keys it might see was emptied on purpose: its query is padding.
-    if not bool((empty_NQ & ~may_see_NQ).any()):
+    # A row that is empty beside keys it might see was emptied on purpose: its query is padding. So
+    # was a whole sample, unless it is known to hold more than padding.
+    lost_NQ = empty_NQ & ~may_see_NQ
+    is_whole = empty_NQ.all(-1, keepdim=True)
+    if padding is not None and padding.pad_BT.shape == empty_NQ.shape:
+        is_whole = is_whole & padding.pad_BT.to(is_whole.device).all(-1, keepdim=True)
+    if not bool((lost_NQ & ~is_whole).any()):
         return ""
     if bool(site.is_lowest):
         return "" if is_ahead else "uniform-row"

@@ -80,7 +80,9 @@ def find_layout(
                 counted = find_shift(x, y, axis)
                 if counted is not None:
                     sizes = x.shape[1 - axis], x.shape[axis]
-                    return Layout(index, 1 - axis, axis, True, True, *sizes, counted)
+                    # Windows that follow each other by one step are shifted along both axes.
+                    is_sure = axis == 0 or find_shift(x, y, 0) is None
+                    return Layout(index, 1 - axis, axis, True, is_sure, *sizes, counted)
     if not usable:
         return None
     index, x = usable[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +34,7 @@ from tsx.diagnostics.probes import (
 LEAST_MOVE = 1e-6
 NOISE_FACTOR = 10.0
 UNPLACED_MOVE = 1e-3  # that no operation explains: rounding, amplified, would be less
+MAX_SAMPLES = 16  # of a batch, where the model takes fewer: memory is for training
 LEAST_STEPS = 4  # of a window whose future is judged
 LEAST_SHARE = 0.75  # of time and batch that a cut leaves
 # Of a leak in train mode alone: statistics of the batch are meant to be there.
@@ -80,6 +81,7 @@ class Trial:
         Args:
             is_causal: earlier steps must not move with later ones.
         """
+        self._take_few()
         layout = self._layout
         found: list[Leak] = []
         plain = self._probe.run(self._probe.leaves)
@@ -94,7 +96,8 @@ class Trial:
                 leak = self._judge(trained, late, training=True)
                 leak = leak if leak is not None and leak.mechanism in TRAINED else None
             found += [] if leak is None else [leak]
-        if layout.batch is not None and layout.num_samples > 1 and not self._has_indices():
+        is_known = layout.batch is not None and (layout.is_sure or not layout.is_shifted)
+        if is_known and layout.num_samples > 1 and not self._has_indices():
             # Where few samples are served, first come, a large change changes nothing behind it.
             for count in dict.fromkeys((layout.num_samples // 2, math.isqrt(layout.num_samples))):
                 leak = self._judge(plain, _Change(count, 0, True), training=False)
@@ -102,6 +105,21 @@ class Trial:
                     found += [leak] if self._is_no_design(leak) else []
                     break
         return found
+
+    def _take_few(self) -> None:
+        """Go on with a part of a large batch, if the model takes it: the rest tells no more."""
+        layout, whole = self._layout, self._probe.leaves
+        if layout.batch is None or layout.num_samples <= MAX_SAMPLES or self._has_indices():
+            return
+        try:
+            self._probe.leaves = cut(layout, whole, MAX_SAMPLES, layout.num_steps)
+            self._probe.run(self._probe.leaves)
+        except Unprobed:
+            self._probe.leaves = whole
+            return
+        counted = layout.counted_BT
+        counted = None if counted is None else counted[:MAX_SAMPLES]
+        self._layout = replace(layout, num_samples=MAX_SAMPLES, counted_BT=counted)
 
     def _judge(self, plain: Sequence[Tensor], what: _Change, *, training: bool) -> Leak | None:
         """Return the leak that a change shows."""

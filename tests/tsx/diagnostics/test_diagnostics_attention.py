@@ -133,6 +133,13 @@ def test_masks_of_the_fused_call(padded, mask, mechanism):
     assert found == ([("mask-audit", mechanism, "")] if mechanism else [])
 
 
+def test_a_sample_of_padding_alone_may_see_nothing(padded):
+    ids, keep = padded[0].clone(), padded[1].clone()
+    ids[2], keep[2] = 0, False
+    model = Fused(lambda keep: keep[:, None, None])
+    assert watch(model, label(model), ids, keep) == []
+
+
 def test_a_row_of_nothing_by_hand_is_left_to_who_explains_nan(padded):
     class ByHand(Fused):
         def forward(self, ids, keep):

@@ -362,6 +362,30 @@ def test_the_probes_leave_nothing_behind(text):
     assert model.mix.last.requires_grad
 
 
+def test_a_large_batch_is_probed_in_part_where_the_model_takes_it(text):
+    sizes = []
+
+    class Counting(Words):
+        def forward(self, ids):
+            sizes.append(len(ids))
+            return super().forward(ids)
+
+    x, y = (part.repeat(10, 1) for part in text)
+    model = Counting(hides=False)
+    (found,) = watch(model, lambda x, y: score(model(x), y), x, y)
+    assert found.module == "mix.self_attn"
+    assert sizes[0] == 40
+    assert max(sizes[1:]) == 16
+
+    class Fixed(Counting):
+        def forward(self, ids):
+            return super().forward(ids) + torch.zeros(40, 1, 1)
+
+    model = Fixed(hides=False)
+    (found,) = watch(model, lambda x, y: score(model(x), y), x, y)
+    assert found.module == "mix.self_attn"
+
+
 def test_a_model_that_cannot_be_run_again_is_not_judged(text):
     class Once(Words):
         def forward(self, ids):
@@ -410,6 +434,14 @@ def test_a_shift_is_found_along_its_axis_and_through_flat_labels():
     assert find_shift(x, x, 1) is None
     assert find_shift(x, later, 0) is None
     assert find_shift(torch.zeros(3, 10), torch.zeros(3, 10), 1) is None
+
+
+@pytest.mark.parametrize("time_first", [False, True])
+def test_windows_that_follow_each_other_do_not_tell_their_axes(time_first):
+    ids = torch.randint(0, WORDS, (SAMPLES + STEPS,)).unfold(0, STEPS, 1)
+    x, y = (part.T.contiguous() if time_first else part.clone() for part in (ids[:-1], ids[1:]))
+    model = Words(time_first=time_first)
+    assert watch(model, lambda x, y: score(model(x), y), x, y) == []
 
 
 def test_who_cannot_tell_the_batch_says_so():
