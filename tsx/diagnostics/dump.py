@@ -271,7 +271,7 @@ def _set_buffer(model: nn.Module, name: str, value: Tensor) -> None:
 
 def _list_arrays(moment: Moment) -> dict[str, Tensor]:
     """Return a moment's tensors by name."""
-    arrays = {"rng.cpu": moment.cpu}
+    arrays = {"rng.cpu": torch.get_rng_state() if moment.cpu is None else moment.cpu}
     arrays |= {f"rng.cuda.{index}": state for index, state in enumerate(moment.cuda)}
     return arrays | {f"buffer.{_clean(name)}": value for name, value in moment.buffers.items()}
 
@@ -291,11 +291,11 @@ def _take_group(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]
 
 def _add_generators(facts: DumpFacts, moment: Moment) -> DumpFacts:
     """Return the facts with the states of Python's and numpy's generators."""
-    numpy = moment.numpy
+    numpy, python = moment.numpy, moment.python or random.getstate()
     return msgspec.structs.replace(
         facts,
         time=facts.time or time.time(),
-        python=[moment.python[0], list(moment.python[1]), moment.python[2]],
+        python=[python[0], list(python[1]), python[2]],
         numpy=None if numpy is None else [numpy[0], numpy[1].tolist(), *numpy[2:]],
         cuda_devices=len(moment.cuda),
         versions={"torch": str(torch.__version__)},

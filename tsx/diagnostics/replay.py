@@ -26,7 +26,7 @@ MAX_ELEMENTS = 4_000_000  # of buffers that are kept before it is known which of
 class Moment:
     """What a call depends on beside its arguments and the parameters."""
 
-    cpu: Tensor
+    cpu: Tensor | None  # None here and below: nobody draws from it
     cuda: list[Tensor]
     python: Any
     numpy: Any
@@ -36,9 +36,9 @@ class Moment:
 class Rewinder:
     """Takes moments of one model's training, and goes back to them.
 
-    It is done before each call, so it copies only what calls change: which buffers the first call
-    shows, whether Python's and numpy's generators are drawn from the first `TRIED` moments. Every
-    `AGAIN` moments all generators are copied, in case a program begins to draw from them.
+    It is done before each call, so it copies only what changes: which buffers calls change the
+    first call shows, which generators of the host are drawn from the first `TRIED` moments. Every
+    `AGAIN` moments all of them are copied, in case a program begins to draw from one.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -46,30 +46,29 @@ class Rewinder:
         self._versions: dict[str, int] = {}  # of buffers, before the first call
         self._changing: list[tuple[str, dict[str, Any], str]] | None = None
         self._count = 0
-        self._last: tuple[Any, Any] | None = None  # generators of Python and numpy
-        self._draws = False  # somebody draws from one of them
+        self._last: dict[str, Any] = {}  # states of generators by name
+        self._drawn: set[str] = set()  # generators that somebody draws from
 
-    def take(self) -> Moment:
-        """Return this moment."""
+    def take(self, *, whole: bool = False) -> Moment:
+        """Return this moment; a `whole` one has the state of every generator."""
         self._count += 1
-        python, numpy = self._take_generators()
+        states = {n: get() for n, get in _GENERATORS.items()} if whole else self._take_generators()
         return Moment(
-            cpu=torch.get_rng_state(),
+            cpu=states.get("torch"),
             cuda=torch.cuda.get_rng_state_all() if _uses_cuda() else [],
-            python=python,
-            numpy=numpy,
+            python=states.get("python"),
+            numpy=states.get("numpy"),
             buffers=self._copy_buffers(),
         )
 
-    def _take_generators(self) -> tuple[Any, Any]:
-        """Return the states of Python's and numpy's generators; None for what nobody draws from."""
-        if not self._draws and self._count > TRIED and self._count % AGAIN:
-            return None, None
-        module = sys.modules.get("numpy")
-        numpy = None if module is None else module.random.get_state(legacy=True)
-        states = random.getstate(), numpy
-        if self._last is not None and not _are_equal(self._last, states):
-            self._draws = True
+    def _take_generators(self) -> dict[str, Any]:
+        """Return the states of the host's generators, without those that nobody draws from."""
+        if self._count > TRIED and self._count % AGAIN:
+            return {name: _GENERATORS[name]() for name in self._drawn}
+        states = {name: get() for name, get in _GENERATORS.items()}
+        for name, state in states.items():
+            if name in self._last and not _is_equal(self._last[name], state):
+                self._drawn.add(name)
         self._last = states
         return states
 
@@ -93,7 +92,7 @@ class Rewinder:
     @contextmanager
     def back_to(self, moment: Moment) -> Iterator[None]:
         """Be at a moment inside; everything is as it was before afterwards."""
-        now = self.take()
+        now = self.take(whole=True)
         grads = [(param, param.grad) for param in self._model.parameters()]
         for param, _ in grads:
             param.grad = None
@@ -134,7 +133,8 @@ def swapped(model: nn.Module, kind: str, make: Callable[[str, Tensor], Tensor]) 
 
 def set_generators(moment: Moment) -> None:
     """Put the random generators where they were."""
-    torch.set_rng_state(moment.cpu)
+    if moment.cpu is not None:
+        torch.set_rng_state(moment.cpu)
     if moment.cuda:
         torch.cuda.set_rng_state_all(moment.cuda)
     if moment.python is not None:
@@ -151,13 +151,25 @@ def iter_buffers(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
                 yield f"{path}.{key}" if path else key, module._buffers, key
 
 
-def _are_equal(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
-    """Return whether two pairs of states of generators are the same."""
-    if one[0] != other[0] or (one[1] is None) != (other[1] is None):
-        return False
-    if one[1] is None:
-        return True
-    return one[1][2] == other[1][2] and bool((one[1][1] == other[1][1]).all())
+def _get_numpy_state() -> Any:
+    numpy = sys.modules.get("numpy")
+    return None if numpy is None else numpy.random.get_state(legacy=True)
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    """Return whether two states of one generator are the same."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if one is None or other is None or isinstance(one[1], tuple):
+        return bool(one == other)
+    return one[2] == other[2] and bool((one[1] == other[1]).all())  # numpy's
+
+
+_GENERATORS: dict[str, Callable[[], Any]] = {
+    "torch": torch.get_rng_state,
+    "python": random.getstate,
+    "numpy": _get_numpy_state,
+}
 
 
 def _uses_cuda() -> bool:
