@@ -41,7 +41,7 @@ def judge(
     if verdict is not None or len(seen) < 2 or is_carried:
         return verdict
     if not any(backward.is_kept for backward in seen[1:]):
-        if share != len(seen):
+        if share != len(seen) or len({backward.fn for backward in seen}) > 1:
             return None
         is_told = track.count("inside") >= MIN_TIMES
         return Verdict("zero-grad-inside", {"micro_batches": len(seen)}, not is_told)

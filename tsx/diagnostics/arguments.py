@@ -44,7 +44,8 @@ def _iter_named(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tu
 
 def _iter_tensors(name: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
-        yield name, value
+        if not value.is_nested:  # has no shape
+            yield name, value
     elif depth and isinstance(value, Mapping):
         for key, inner in list(value.items())[:MAX_TENSORS]:
             yield from _iter_tensors(f"{name}.{key}", inner, depth - 1)

@@ -103,7 +103,6 @@ class DataQuality(Detector):
         self._began = time.perf_counter()
         self._spent_s = 0.0
         self._measured = 0
-        self._given: dict[str, Tensor] = {}
         self._suspects: dict[str, float] = {}  # "huge", or a sentinel by name of its argument
         self._has_moved: set[str] = set()  # arguments whose windows usually move
         self._products = 0
@@ -113,23 +112,21 @@ class DataQuality(Detector):
     def before_call(self, call: Call) -> None:
         """Measure a batch."""
         self._maker.begin_call(call)
-        self._given, self._products = {}, 0
-        if not (call.is_training and call.is_grad):
+        self._products = 0
+        if not (call.is_looked and call.is_training and call.is_grad):
             return
-        self._given = call.name_tensors()
         began = time.perf_counter()
-        is_cheap = self._spent_s < MAX_SHARE * (began - self._began)
-        if call.is_looked and (self._measured < FIRST or is_cheap):
+        if self._measured < FIRST or self._spent_s < MAX_SHARE * (began - self._began):
             self._measured += 1
             with torch.no_grad():
-                for name, tensor in self._given.items():
+                named = call.name_tensors()
+                for name, tensor in named.items():
                     self._measure(name, tensor)
-                self._measure_masks()
+                self._measure_masks(list(named.items()))
             self._spent_s += time.perf_counter() - began
 
     def after_call(self, call: Call) -> None:
-        """Let go of the batch."""
-        self._given = {}
+        """Look for the line that made the batch, if it is asked for."""
         self._maker.end_call()
 
     def saw_function(self, seen: OpSeen) -> None:
@@ -204,9 +201,8 @@ class DataQuality(Detector):
             evidence = {"share": stats["constant"], "argument": name, "token": int(stats["value"])}
             self._tell("all-padding", step, evidence)
 
-    def _measure_masks(self) -> None:
+    def _measure_masks(self, named: list[tuple[str, Tensor]]) -> None:
         """The masks of inputs and targets, one after each, have to say the same of padding."""
-        named = list(self._given.items())
         for (_, x), (_, seen), (name, y), (_, counts) in zip(
             named, named[1:], named[2:], named[3:], strict=False
         ):

@@ -8,7 +8,7 @@ Shapes: B samples, T times of the input, S times of the labels, V classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,8 @@ MIN_TEXT = 8  # occurrences of a token in the texts
 MIN_MATCH = 0.8  # of labels that are the next token: a language model's
 MIN_PADDED = 5  # rows that end in the same token twice: it is the padding
 MIN_IGNORED = 5  # samples of a class that is ignored
-SHARES = (1 / 3, 3.0)  # of a class against its fair share: outside of it, it is a mark, not a class
+SHARES = (1 / 3, 1.5)  # of a class against its fair share; a mark for "no label" is more common
+MIN_LABELS = 20
 MAX_CLASSES = 1_000_000
 
 
@@ -50,7 +51,7 @@ class NeverTrained(Detector):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self._given: dict[str, Tensor] = {}
+        self._call: Call | None = None  # under way
         self._tallies: dict[str, Tally] = {}  # by the line of the loss
         self._counts: dict[str, Tensor] = {}
         self._maker = Maker()
@@ -59,11 +60,11 @@ class NeverTrained(Detector):
     def before_call(self, call: Call) -> None:
         """Keep what the call is given while it is traced."""
         self._maker.begin_call(call)
-        self._given = call.name_tensors() if call.is_training else {}
+        self._call = call
 
     def after_call(self, call: Call) -> None:
         """Let go of it."""
-        self._given = {}
+        self._call = None
         self._maker.end_call()
 
     def saw_function(self, seen: OpSeen) -> None:
@@ -71,29 +72,21 @@ class NeverTrained(Detector):
         loss = read_loss(seen)
         if loss is None or not loss.is_by_class or loss.where in self._told:
             return
+        given = {} if self._call is None else self._call.name_tensors()
         classes = loss.input.shape[1 if loss.input.ndim > 1 else 0]
         if not 2 <= classes <= MAX_CLASSES:
             return
-        if loss.target.ndim == 1 and 0 <= loss.ignored < classes and self._is_per_sample(loss):
+        if loss.target.ndim == 1 and 0 <= loss.ignored < classes and _is_per_sample(loss, given):
             self._count_ignored(loss, classes)
-        for pair in line_up(loss, list_inputs(self._given, loss.target, ())):
+        for pair in line_up(loss, list_inputs(given, loss.target, ())):
             if pair.x.ndim == 2:
-                self._count_text(loss, pair, classes)
+                is_given = any(loss.target.data_ptr() == t.data_ptr() for t in given.values())
+                self._count_text(loss, pair, classes, is_given=is_given)
                 return
 
     def close(self, *, is_whole: bool) -> None:
         """Let go of the loop."""
         self._maker.close()
-
-    def _is_per_sample(self, loss: LossCall) -> bool:
-        """Return whether each sample of the batch has one label, of no sequence."""
-        size = loss.target.shape[0]
-        first = next(iter(self._given.values()), None)
-        is_flat = any(
-            t.ndim > 1 and not t.is_floating_point() and t.numel() == size
-            for t in self._given.values()
-        )
-        return first is not None and first.ndim > 0 and first.shape[0] == size and not is_flat
 
     def _count_ignored(self, loss: LossCall, classes: int) -> None:
         """A class of its fair share that is ignored is no mark for what has no label."""
@@ -109,7 +102,12 @@ class NeverTrained(Detector):
         def take(found: Sequence[int]) -> None:
             number, total, kinds = found
             share = number * kinds / max(total, 1)
-            if number < MIN_IGNORED or kinds < 2 or not SHARES[0] <= share <= SHARES[1]:
+            if (
+                number < MIN_IGNORED
+                or total < MIN_LABELS
+                or kinds < 2
+                or not SHARES[0] <= share <= SHARES[1]
+            ):
                 return
             self._told.add(loss.where)
             self.scene.report(
@@ -126,7 +124,7 @@ class NeverTrained(Detector):
 
         self.scene.voice.read_late(values, take)
 
-    def _count_text(self, loss: LossCall, pair: Aligned, classes: int) -> None:
+    def _count_text(self, loss: LossCall, pair: Aligned, classes: int, *, is_given: bool) -> None:
         """Count tokens against the labels that should have been theirs."""
         tally = self._tallies.get(loss.where)
         if tally is None or tally.labels_V.shape[0] != classes:
@@ -135,7 +133,6 @@ class NeverTrained(Detector):
             tally = Tally(one, two, three, four, five, totals)
             self._tallies[loss.where] = tally
         _add(tally, pair, classes)
-        is_given = any(loss.target.data_ptr() == given.data_ptr() for given in self._given.values())
         missing_V = (tally.labels_V == 0) & (2 * tally.first_V < tally.totals[0])
         values = []
         for counts_V in (tally.passed_V, tally.inside_V):
@@ -184,6 +181,16 @@ class NeverTrained(Detector):
             )
 
         self._maker.ask("target", tell)
+
+
+def _is_per_sample(loss: LossCall, given: Mapping[str, Tensor]) -> bool:
+    """Return whether each sample of the batch has one label, of no sequence."""
+    size = loss.target.shape[0]
+    first = next(iter(given.values()), None)
+    is_flat = any(
+        t.ndim > 1 and not t.is_floating_point() and t.numel() == size for t in given.values()
+    )
+    return first is not None and first.ndim > 0 and first.shape[0] == size and not is_flat
 
 
 def _add(tally: Tally, pair: Aligned, classes: int) -> None:

@@ -47,7 +47,7 @@ class LossReach(Detector):
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self._squashes = Squashes()
-        self._given: list[Tensor] = []
+        self._call: Call | None = None  # under way
         self._maker = Maker()
         self._has_asked = False
 
@@ -55,11 +55,11 @@ class LossReach(Detector):
         """Keep what the call is given while it is traced."""
         self._maker.begin_call(call)
         self._squashes.forget()
-        self._given = list(call.name_tensors().values()) if call.is_training else []
+        self._call = call
 
     def after_call(self, call: Call) -> None:
         """Let go of it."""
-        self._given = []
+        self._call = None
         self._maker.end_call()
 
     def saw_module(self, name: str, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
@@ -110,6 +110,10 @@ class LossReach(Detector):
                 {"shapes": [list(one.shape), list(two.shape)], "compared": list(shape)},
             )
 
+    def _list_given(self) -> list[Tensor]:
+        """Return the tensors that the call was given."""
+        return [] if self._call is None else list(self._call.name_tensors().values())
+
     def _is_given(self, tensor: Tensor) -> bool:
         """Return whether a tensor is one that the call was given, or a view of it."""
         if tensor.layout is not torch.strided or tensor.is_nested:
@@ -117,7 +121,7 @@ class LossReach(Detector):
         start = tensor.untyped_storage().data_ptr()
         return any(
             start == given.untyped_storage().data_ptr()
-            for given in self._given
+            for given in self._list_given()
             if given.layout is torch.strided and given.numel() == tensor.numel()
         )
 
@@ -149,7 +153,7 @@ class LossReach(Detector):
         target = loss.target.detach()
         out = ((target < -MARGIN) | (target > 1 + MARGIN)).float().mean()
         values = torch.stack([out, target.amin().float(), target.amax().float()])
-        is_given = any(loss.target is given for given in self._given)
+        is_given = any(loss.target is given for given in self._list_given())
         name, module, line = loss.name, loss.module, loss.where
 
         def take(found: Sequence[float]) -> None:

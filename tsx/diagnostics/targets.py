@@ -9,7 +9,7 @@ Not covered: targets that are no copy of the input, such as scaled ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,7 +65,7 @@ class TargetShift(Detector):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self._named: dict[str, Tensor] = {}
+        self._call: Call | None = None  # under way
         self._model_args: tuple[Any, ...] = ()
         self._pairs: list[tuple[Aligned, str]] = []
         self._is_right = False  # a loss of this loop has lag 1
@@ -75,7 +75,7 @@ class TargetShift(Detector):
         """Keep what the call is given while it is traced."""
         self._forget()
         if self.scene.declared.causal is not False and not self._is_told and call.is_training:
-            self._named = call.name_tensors()
+            self._call = call
 
     def after_call(self, call: Call) -> None:
         """Let go of it."""
@@ -88,16 +88,17 @@ class TargetShift(Detector):
 
     def saw_function(self, seen: OpSeen) -> None:
         """Put the labels of a loss beside the inputs."""
-        loss = read_loss(seen) if self._named else None
-        if loss is not None:
-            inputs = list_inputs(self._named, loss.target, self._model_args)
+        loss = read_loss(seen)
+        if loss is not None and self._call is not None:
+            inputs = list_inputs(self._call.name_tensors(), loss.target, self._model_args)
             self._pairs += [(pair, loss.where) for pair in line_up(loss, inputs)]
 
     def after_trace(self, tape: Tape) -> None:
         """Judge the lag of each pair."""
+        named = {} if self._call is None else self._call.name_tensors()
         pairs = self._pairs
-        if not pairs and not self._gives_targets(tape):
-            pairs = [(pair, "") for pair in line_up_arguments(self._named)]
+        if not pairs and not _gives_targets(tape, named):
+            pairs = [(pair, "") for pair in line_up_arguments(named)]
         if not pairs:
             return
         found = [measure_lags(pair, LAGS).flatten() for pair, _ in pairs]
@@ -117,17 +118,7 @@ class TargetShift(Detector):
         self.scene.voice.read_late(rows, take)
 
     def _forget(self) -> None:
-        self._named, self._model_args, self._pairs = {}, (), []
-
-    def _gives_targets(self, tape: Tape) -> bool:
-        """Return whether the model itself is given the targets: it may shift them."""
-        targets = [tensor for name, tensor in self._named.items() if name.startswith("target ")]
-        return any(
-            value is target
-            for call in tape.root_calls
-            for value in (*call.args, *call.kwargs.values())
-            for target in targets
-        )
+        self._call, self._model_args, self._pairs = None, (), []
 
     def _judge(
         self,
@@ -195,6 +186,17 @@ class TargetShift(Detector):
                 and any(moved[middle + 1 :])
             )
         return False
+
+
+def _gives_targets(tape: Tape, named: Mapping[str, Tensor]) -> bool:
+    """Return whether the model itself is given the targets: it may shift them."""
+    targets = [tensor for name, tensor in named.items() if name.startswith("target ")]
+    return any(
+        value is target
+        for call in tape.root_calls
+        for value in (*call.args, *call.kwargs.values())
+        for target in targets
+    )
 
 
 def _find_lag(row: Sequence[float]) -> int | None:

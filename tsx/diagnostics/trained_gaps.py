@@ -32,16 +32,18 @@ class TrainedGaps(Detector):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self._given: dict[str, Tensor] = {}
+        self._call: Call | None = None  # under way
         self._filled: list[tuple[weakref.ref[Tensor], str]] = []
 
     def before_call(self, call: Call) -> None:
         """Keep what the call is given while it is traced."""
-        self._given, self._filled = call.name_tensors() if call.is_training else {}, []
+        self._call = call
+        self._filled.clear()
 
     def after_call(self, call: Call) -> None:
         """Let go of it."""
-        self._given, self._filled = {}, []
+        self._call = None
+        self._filled.clear()
 
     def saw_function(self, seen: OpSeen) -> None:
         """Keep what fills gaps; judge a loss, or a difference of bytes."""
@@ -50,10 +52,11 @@ class TrainedGaps(Detector):
                 self._filled.append((weakref.ref(seen.out), seen.where))
         elif seen.name == "sub":
             self._judge_bytes(seen)
-        elif (loss := read_loss(seen)) is not None and loss.is_reduced:
+        elif self._call is not None and (loss := read_loss(seen)) and loss.is_reduced:
+            given = self._call.name_tensors()
             if loss.name in DISTANCES:
-                self._judge_gaps(loss)
-            self._judge_padding(loss)
+                self._judge_gaps(loss, given)
+            self._judge_padding(loss, given)
 
     def _judge_bytes(self, seen: OpSeen) -> None:
         """Bytes below zero wrap around."""
@@ -69,7 +72,7 @@ class TrainedGaps(Detector):
 
             self.scene.voice.read_late((out > first).any(), take)
 
-    def _judge_padding(self, loss: LossCall) -> None:
+    def _judge_padding(self, loss: LossCall, named: dict[str, Tensor]) -> None:
         """One value ends rows of input and labels, and counts."""
         step, module, where = self.scene.step, loss.module, loss.where
 
@@ -78,15 +81,15 @@ class TrainedGaps(Detector):
             if is_padding and share >= MIN_PADDING:
                 self._tell("loss-on-padding", step, module, where, {"share": share})
 
-        for pair in line_up(loss, list_inputs(self._given, loss.target, ())):
+        for pair in line_up(loss, list_inputs(named, loss.target, ())):
             self.scene.voice.read_late(measure_padding(pair), take)
             return
 
-    def _judge_gaps(self, loss: LossCall) -> None:
+    def _judge_gaps(self, loss: LossCall, named: dict[str, Tensor]) -> None:
         """Targets that were not finite when the call got them, and are when the loss does."""
         target = loss.target.detach()
         where = next((at for ref, at in self._filled if ref() is loss.target), loss.where)
-        for name, given in self._given.items():
+        for name, given in named.items():
             if not name.startswith("target ") or given.shape != target.shape or given is target:
                 continue
             if given.is_floating_point() and given.device == target.device:
