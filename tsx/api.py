@@ -106,15 +106,30 @@ def watch(
     model: nn.Module,
     optimizer: Optimizer | None = None,
     *,
-    causal: bool = True,
+    causal: bool | None = None,
+    steps: int | None = None,
+    intervals: Mapping[str, int] | None = None,
+    fixed_batch: bool = False,
     every: int | None = None,
+    on_nonfinite: str = "halt",
 ) -> None:
-    """Look at a model's gradients and updates as its optimizer steps; see `Run.watch`.
+    """Look at a model as it trains: for what is wrong with it, its data and its loop.
+
+    See `Run.watch` for the arguments.
 
     Raises:
         RunClosed: there is no run, or it is finished.
     """
-    get_run("watch").watch(model, optimizer, causal=causal, every=every)
+    get_run("watch").watch(
+        model,
+        optimizer,
+        causal=causal,
+        steps=steps,
+        intervals=intervals,
+        fixed_batch=fixed_batch,
+        every=every,
+        on_nonfinite=on_nonfinite,
+    )
 
 
 def compute(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

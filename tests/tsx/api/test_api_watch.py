@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 
@@ -66,6 +67,27 @@ def values_of(run, key):
         for event in run.sent
         if isinstance(event, Metrics) and key in event.values
     ]
+
+
+def test_watch_of_the_module_takes_what_the_run_s_takes(monkeypatch):
+    run = inspect.signature(tsx.recording.run.Run.watch).parameters
+    module = inspect.signature(tsx.watch).parameters
+    assert list(module.values()) == [*run.values()][1:]
+    heard = []
+    monkeypatch.setattr(tsx.api, "get_run", lambda caller: Heard(heard))
+    given = {name: object() for name in module}
+    tsx.watch(**given)
+    assert heard == [given]
+
+
+class Heard:
+    """A run that keeps what it is told to watch."""
+
+    def __init__(self, heard):
+        self.heard = heard
+
+    def watch(self, model, optimizer, **more):
+        self.heard.append({"model": model, "optimizer": optimizer, **more})
 
 
 def test_norm_and_update_are_those_of_the_step(run, make_model):
