@@ -49,9 +49,14 @@ class UpdateRatio(Detector):
         self._start = {id(p): norm for p, norm in zip(params, norms, strict=True)}
         self._said: set[str] = set()
         self._told_at = 0  # step of the last finding
+        self._rates: dict[
+            tuple[int, int], float
+        ] = {}  # by group of the optimizer, at its last look
 
     def before_step(self, look: Look) -> Values | None:
         """Keep what the parameters are."""
+        if self._sees_jump(look.optimizer):
+            self._told_at = look.step  # the schedule's matter: the loss tells of it
         found = [(n, p) for n, p in zip(look.names, look.params, strict=True) if self._is_seen(p)]
         params = [param for _, param in found]
         every = max(1, math.ceil(sum(p.numel() for p in params) / SAMPLE))
@@ -72,6 +77,17 @@ class UpdateRatio(Detector):
             partial(self._judge, look.step, look.optimizer, look.kept["names"]),
         )
         return {"update_ratio": torch.linalg.vector_norm(moved) / torch.linalg.vector_norm(sizes)}
+
+    def _sees_jump(self, optimizer: Optimizer) -> bool:
+        """Return whether a rate is many times what it was at the last look."""
+        jumps = False
+        for number, group in enumerate(optimizer.param_groups):
+            rate = group.get("lr")
+            if isinstance(rate, int | float):
+                key = id(optimizer), number
+                jumps |= rate >= HOT * self._rates.get(key, rate or 1.0) > 0
+                self._rates[key] = float(rate)
+        return jumps
 
     def _is_seen(self, param: Tensor) -> bool:
         return id(param) not in self._zero
