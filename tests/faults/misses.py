@@ -49,7 +49,6 @@ OTHER_CAUSE: dict[str, str] = {}
 BESIDE: dict[str, str] = {
     "untied-by-copy": "an embedding of N(0, 1) as a head is too large: the first loss tells",
     "capacity-of-batch": "so little room drops nearly half of the tokens as well",
-    "tokens-dropped": "room is shared by the whole batch as well: a leak at the same line",
     "exploding-states": "weights that fly are told of a step before they overflow",
     "exploding-weights": "weights that fly are told of a step before they overflow",
     "unbounded-temperature": "weights that fly are told of a step before they overflow",
