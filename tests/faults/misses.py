@@ -48,7 +48,6 @@ OTHER_CAUSE: dict[str, str] = {}
 # Found, with a finding of another kind beside.
 BESIDE: dict[str, str] = {
     "untied-by-copy": "an embedding of N(0, 1) as a head is too large: the first loss tells",
-    "capacity-of-batch": "so little room drops nearly half of the tokens as well",
     "exploding-states": "weights that fly are told of a step before they overflow",
     "exploding-weights": "weights that fly are told of a step before they overflow",
     "unbounded-temperature": "weights that fly are told of a step before they overflow",
