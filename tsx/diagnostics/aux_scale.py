@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -155,7 +156,7 @@ class AuxScale(Detector):
     def saw_values(self, values: Mapping[str, Any], step: int) -> None:
         """See what was logged as an aux."""
         for key, value in values.items():
-            if KEY.search(key) and not NOT_KEY.search(key) and isinstance(value, float):
+            if _is_aux(key) and isinstance(value, float):
                 self._logged.setdefault(step, (key, value))
                 self._match(step)
         while len(self._logged) > MAX_STEPS:
@@ -352,3 +353,9 @@ def _describe_layers(seen: _Seen) -> dict[str, Any]:
 
 def _is_near(value: float, other: float, tolerance: float) -> bool:
     return abs(value - other) <= tolerance * max(abs(other), 1e-9)
+
+
+@lru_cache(maxsize=1024)
+def _is_aux(key: str) -> bool:
+    """Return whether a key is one of an aux in training; each line asks again for the same few."""
+    return KEY.search(key) is not None and NOT_KEY.search(key) is None

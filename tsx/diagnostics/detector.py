@@ -103,7 +103,7 @@ class Call:
         is_training, is_grad: of model and autograd when the call began.
         is_looked: its step is looked at; a detector may take its time.
         began_s, ended_s: by `time.perf_counter`.
-        result: what was returned.
+        result: what was returned; until `after_call` is over.
         loss: in the result: a tensor, perhaps on a device, perhaps with a graph; else None.
     """
 

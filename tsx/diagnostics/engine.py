@@ -54,6 +54,7 @@ class Engine:
         self.is_shown = True
         self._steps = 0
         self._shown_until = FIRST_STEPS
+        self._known: set[int] = set()  # optimizers in the scene
         self._spent_s = 0.0  # on steps that are shown, beyond the first
         self._clock = clock
         self._is_compiled = is_compiled
@@ -90,6 +91,7 @@ class Engine:
         loss = find_loss(result)
         call.loss = loss if isinstance(loss, Tensor | float | int) else None
         self._ask("after_call", call)
+        call.result = call.loss = None  # a detector may hold on to a call, but not to its graph
         return result
 
     def saw_loss(self, loss: float, step: int) -> None:
@@ -122,11 +124,14 @@ class Engine:
 
     def end_step(self, optimizer: Optimizer) -> None:
         """An optimizer has stepped: what was found is said now."""
-        if not any(optimizer is other for other in self.scene.optimizers):
+        if id(optimizer) not in self._known:
+            self._known.add(id(optimizer))
             self.scene.optimizers.append(optimizer)
-        self._show_lines()
+        if self._lines:
+            self._show_lines()
         self._ask("end_step", optimizer, self.scene.step)
-        self._flush()
+        if self.scene.reports.is_pending:
+            self._flush()
         self._steps += 1
         if self.is_shown and self._steps >= self._shown_until:
             self.is_shown = False

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from tsx.diagnostics.pace import Pace
 
 SMALL = 16_384  # elements of a gradient that costs next to nothing to look at
-MAX_SHARE_SMALL = 0.0015  # of the time, for the small ones: every step of more than some 30 ms
+MAX_SHARE_SMALL = 0.001  # of the time, for the small ones: every step of more than some 45 ms
 MAX_SHARE_ALL = 0.0005  # of the time, for all of them
 
 

@@ -52,6 +52,7 @@ class Postmortem:
         self.keep: Callable[..., Mapping[str, Any]] | None = None  # see tsx.recording.dumping
         self._calls: deque[HeldCall] = deque(maxlen=MAX_CALLS)
         self._previous: HeldCall | None = None
+        self._param: Tensor | None = None  # the first one: where the model is
 
     def begin_call(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -60,9 +61,10 @@ class Postmortem:
 
         On an accelerator it is read later, and arguments that are held on to would take its memory.
         """
-        first = next(self._model.parameters(), None)
-        if first is None or first.device.type != "cpu":
-            return
+        if self._param is None or self._param.device.type != "cpu":
+            self._param = next(self._model.parameters(), None)  # it may have been moved
+            if self._param is None or self._param.device.type != "cpu":
+                return
         self._calls.append(HeldCall(fn, args, kwargs, self._rewinder.take()))
 
     def end_step(self) -> None:

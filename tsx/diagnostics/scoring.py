@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from types import FrameType
 from typing import Any
 
@@ -48,7 +49,7 @@ class Scoring:
 
     def saw_values(self, values: Mapping[str, Any], step: int) -> None:
         """Note when scores are logged."""
-        is_score = any(isinstance(key, str) and _SCORE.search(key) for key in values)
+        is_score = any(_is_score(key) for key in values)
         if is_score and self._steps[-1:] != [step]:
             self._steps = [*self._steps[-1:], step]
 
@@ -86,3 +87,9 @@ class Scoring:
             self.stop()
             line = find_scope_line(list_frames(), _NO_GRAD)
             self.note(is_training=self._model.training, line=line)
+
+
+@lru_cache(maxsize=1024)
+def _is_score(key: object) -> bool:
+    """Return whether a key is one of scores; each line asks again for the same few."""
+    return isinstance(key, str) and _SCORE.search(key) is not None
