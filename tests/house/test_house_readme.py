@@ -42,6 +42,22 @@ def test_the_transcript_runs_from_top_to_bottom(tmp_path: Path) -> None:
             assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
+@pytest.mark.trainer
+def test_the_loop_of_the_readme_is_told_what_stands_below_it(tmp_path: Path) -> None:
+    (script,) = re.findall(r"```python\n(import torch\n.*?)```", README, re.DOTALL)
+    (told,) = re.findall(r"\$ tsx diagnose @last\n(.*?)```", README, re.DOTALL)
+    assert find_fault(script, tmp_path) == told
+    assert find_fault(script.replace("ids == 0", "ids != 0"), tmp_path) == ""
+
+
+def find_fault(script: str, folder: Path) -> str:
+    """Return what `tsx diagnose` says of a script's run."""
+    (folder / "tagger.py").write_text(script)
+    environment = {**os.environ, "TSX_HOME": str(folder / "home"), "TSX_QUIET": "1"}
+    subprocess.run([sys.executable, "tagger.py"], env=environment, cwd=folder, check=True)
+    return run_tsx("tsx diagnose @last", folder / "home").stdout
+
+
 def test_every_verb_is_in_the_readme_and_every_named_verb_exists() -> None:
     named = set(re.findall(r"`tsx (\w+)", README))
     assert named == {verb.name for verb in VERBS}
