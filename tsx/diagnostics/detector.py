@@ -102,7 +102,8 @@ class Call:
         fn, args, kwargs: what was called.
         is_training, is_grad: of model and autograd when the call began.
         is_looked: its step is looked at; a detector may take its time.
-        began_s, ended_s: by `time.perf_counter`.
+        entered_s, began_s, ended_s: before detectors were shown it, as it began to run, and as it
+            had run, by `time.perf_counter`.
         result: what was returned; until `after_call` is over.
         loss: in the result: a tensor, perhaps on a device, perhaps with a graph; else None.
     """
@@ -115,6 +116,7 @@ class Call:
     is_training: bool = True
     is_grad: bool = True
     is_looked: bool = False
+    entered_s: float = 0.0
     began_s: float = 0.0
     ended_s: float = 0.0
     result: Any = None

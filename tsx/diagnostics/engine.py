@@ -171,6 +171,7 @@ class Engine:
             self.scene.model.training,
             torch.is_grad_enabled(),
             self.is_looking,
+            entered_s=self._clock(),
         )
         if not self.is_shown and call.is_training and call.is_grad and self.is_trace_due:
             self.is_shown, self._shown_until = True, self._steps + 1

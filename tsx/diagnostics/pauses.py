@@ -53,8 +53,7 @@ class Pauses(Detector):
 
     def begin_look(self, step: int) -> None:
         """Take samples of the pause that begins."""
-        if self._ended_s is None:
-            self._ended_s = self._clock()
+        self._ended_s = self._clock()  # what others do at a look is no pause of the loop
         if self._sampler is None and len(self._is_told) < 2:
             self._sampler = _Sampler(threading.get_ident())
 
@@ -64,7 +63,7 @@ class Pauses(Detector):
             self._places.update(self._sampler.stop())
             self._sampler = None
         if self._ended_s is not None:
-            self._pauses.append(max(self._clock() - self._ended_s, 0.0))
+            self._pauses.append(max(call.entered_s - self._ended_s, 0.0))
             self._ended_s = None
 
     def after_call(self, call: Call) -> None:

@@ -63,7 +63,6 @@ DETECTORS: tuple[type[Detector], ...] = (
     TracedWaste,
     PaddingWaste,
     RebuiltTables,
-    Pauses,
     Reads,
     KeptGraphs,
     OutOfMemory,
@@ -76,6 +75,7 @@ DETECTORS: tuple[type[Detector], ...] = (
     TrainedGaps,
     RepeatedData,
     RepeatedNoise,
+    Pauses,  # the last: what the others do is no time of the loop's
 )
 
 

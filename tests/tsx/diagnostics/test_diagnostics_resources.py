@@ -51,6 +51,7 @@ def pass_steps(detector, clock, pauses, *, call_s=0.01):
     for index, pause in enumerate(pauses, 1):
         clock.now += pause
         call = make_call(index=index)
+        call.entered_s = clock.now
         detector.before_call(call)
         call.began_s, clock.now = clock.now, clock.now + call_s
         call.ended_s = clock.now
