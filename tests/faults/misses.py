@@ -51,5 +51,4 @@ BESIDE: dict[str, str] = {
     "exploding-states": "weights that fly are told of a step before they overflow",
     "exploding-weights": "weights that fly are told of a step before they overflow",
     "unbounded-temperature": "weights that fly are told of a step before they overflow",
-    "rate-restarts": "weights that fly are told of a step before the loss that follows",
 }

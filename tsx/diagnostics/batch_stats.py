@@ -113,7 +113,7 @@ def measure_wrapping(tensor: Tensor) -> bool:
     if min(x.shape[-2:]) < 4 or x.shape[1] > 4:
         return False
     most, least = float(x.amax()), float(x.amin())
-    if least < 0 or most <= 0 or most > 255:
+    if not (least >= 0 and 0 < most <= 255):  # NaN is none of it
         return False
     levels = x * 255.0 if most <= 1.0 else x
     grid = levels.round()

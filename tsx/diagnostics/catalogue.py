@@ -93,6 +93,13 @@ OTHERS: tuple[Kind, ...] = (
         "Copy it again, or go on from the older one.",
     ),
     Kind(
+        "dump-unwritten",
+        "A step that is not finite could not be kept for `tsx replay`; nothing else is lost.",
+        "The disk was full in the very step that diverged.",
+        "The error.",
+        "Make room, and run again from the last checkpoint.",
+    ),
+    Kind(
         "resume-changes",
         "A run goes on with settings other than those it began with.",
         "A learning rate was changed at a resume and forgotten.",

@@ -59,7 +59,7 @@ def take_sample(x: Tensor) -> Tensor:
     if not x.is_contiguous():
         if count > MAX_COPY:
             return x.take(torch.arange(min(count, SAMPLE), device=x.device) * step)
-        x = x.reshape(-1)
+        x = x.reshape(-1).contiguous()  # one that is expanded has fewer places than elements
     return x.as_strided((min(count, SAMPLE),), (step,))
 
 

@@ -27,6 +27,7 @@ SAMPLE_S = 0.002  # between samples of the stack
 MAX_SAMPLES = 2000  # of one pause
 WINDOW = 64  # pauses that are judged together
 MIN_PAUSES = 4
+MIN_SEEN = 0.3  # of the samples that a pause should have, at one line: else the machine is busy
 MIN_SHARE = 0.6  # of the step, that is spent before it
 MIN_PAUSE_S = 0.015  # below it a tiny model or a busy machine is what makes the share large
 MIN_SLOWDOWN = 2.0  # of the pauses of a window against those of the first
@@ -48,6 +49,7 @@ class Pauses(Detector):
         self._first: float | None = None  # median pause of the first window
         self._sampler: _Sampler | None = None
         self._places: Counter[str] = Counter()
+        self._sampled_s = 0.0  # length of the pauses that samples were taken of
         self._count = 0
         self._is_told: set[str] = set()
 
@@ -59,11 +61,13 @@ class Pauses(Detector):
 
     def before_call(self, call: Call) -> None:
         """The pause is over."""
+        pause = 0.0 if self._ended_s is None else max(call.entered_s - self._ended_s, 0.0)
         if self._sampler is not None:
             self._places.update(self._sampler.stop())
             self._sampler = None
+            self._sampled_s += min(pause, MAX_SAMPLES * SAMPLE_S)
         if self._ended_s is not None:
-            self._pauses.append(max(call.entered_s - self._ended_s, 0.0))
+            self._pauses.append(pause)
             self._ended_s = None
 
     def after_call(self, call: Call) -> None:
@@ -96,6 +100,8 @@ class Pauses(Detector):
         # The backward pass costs about twice the call; what else is in a step belongs to it too.
         share = pause / max(pause + 3 * call, 1e-9)
         if "share" in self._is_told or pause < MIN_PAUSE_S or share < MIN_SHARE:
+            return
+        if not self._find_place():
             return
         self._is_told.add("share")
         self.scene.report(
@@ -133,7 +139,9 @@ class Pauses(Detector):
         if not self._places:
             return ""
         (place, count), *_ = self._places.most_common(1)
-        return shorten(place) if 2 * count >= sum(self._places.values()) else ""
+        is_most = 2 * count >= sum(self._places.values())
+        is_seen = count * SAMPLE_S >= MIN_SEEN * self._sampled_s
+        return shorten(place) if is_most and is_seen else ""
 
 
 class _Sampler:

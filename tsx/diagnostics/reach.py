@@ -7,6 +7,7 @@ Shapes: N samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from tsx.diagnostics.tape import OpSeen, Tape
 KIND = "loss-contract"
 BINARY = frozenset({"binary_cross_entropy", "binary_cross_entropy_with_logits"})
 DIFFERENCES = frozenset({"sub", "rsub", "subtract"})
+BARELY = 0.1  # of a range, out of which a target may be
 MIN_OUT_OF_REACH = 0.05  # of all targets: a few outliers may well be out of reach
 MIN_OUT_OF_RANGE = 1e-3  # of labels that have to be 0 .. 1: smoothing stays inside
 MARGIN = 0.02  # of a range: what is just out of it is noise
@@ -133,7 +135,9 @@ class LossReach(Detector):
             return
         least, most = bounds
         target, name = loss.target.detach(), NAMES[get_name(node)]
-        out = ((target < least - MARGIN) | (target > most + MARGIN)).float().mean()
+        span = most - least
+        slack = BARELY * span if math.isfinite(span) else MARGIN  # noise around an end is no matter
+        out = ((target < least - slack) | (target > most + slack)).float().mean()
         place = self._squashes.find_place(node, loss)
 
         def take(share: float) -> None:

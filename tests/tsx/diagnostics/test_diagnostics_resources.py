@@ -48,6 +48,7 @@ class Clock:
 
 
 def pass_steps(detector, clock, pauses, *, call_s=0.01):
+    detector._places["loader.py:3"] = 1  # where a sample was taken
     for index, pause in enumerate(pauses, 1):
         clock.now += pause
         call = make_call(index=index)
