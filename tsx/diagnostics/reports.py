@@ -19,7 +19,7 @@ from registry.events import Event, Finding, Severity
 EXPLAINS: dict[str, frozenset[str]] = {
     "nan-origin": frozenset({"non-finite", "loss-spike", "update-ratio", "init-scale"}),
     "attention-axis": frozenset({"mask-audit", "future-leak", "batch-leak"}),
-    "mask-audit": frozenset({"future-leak", "loss-at-init", "frozen-param"}),
+    "mask-audit": frozenset({"future-leak", "loss-at-init", "frozen-param", "plateau"}),
     "target-shift": frozenset({"future-leak", "loss-at-init", "overfit"}),
     "data-quality": frozenset({"loss-spike", "loss-at-init", "init-scale", "update-ratio"}),
     "loss-contract": frozenset({"loss-at-init", "plateau", "data-quality", "overfit"}),
