@@ -146,7 +146,7 @@ class Tape:
     def _show(
         self, who: Sequence[Detector], method: str, name: str, args: Any, kwargs: Any, out: Any
     ) -> None:
-        if not who or self.is_busy:
+        if not who or self.is_busy or is_transformed():
             return
         self.is_busy = True
         try:
@@ -166,7 +166,7 @@ class Tape:
         kwargs, out = rest if len(rest) == 2 else ({}, *rest)  # none are given after an error
         name = self._names.get(id(module))
         try:
-            if name is None or self.is_busy:
+            if name is None or self.is_busy or is_transformed():
                 return
             if not name and len(self.root_calls) < MAX_ROOT_CALLS:
                 self.root_calls.append(RootCall(args, kwargs, out))
@@ -210,6 +210,14 @@ class _Ops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         packet = getattr(func, "overloadpacket", None)
         self._tape.saw_op(packet.__name__ if packet else str(func), args, kwargs, out)
         return out
+
+
+def is_transformed() -> bool:
+    """Return whether a transform of `torch.func` is under way: what it hands round are no values.
+
+    A batch under `vmap` cannot be read, and none of it may be kept beyond the transform.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def is_traceable() -> bool:
