@@ -7,6 +7,7 @@ that count who calls; they are put back when the step ends. What they return doe
 from __future__ import annotations
 
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
 from functools import wraps
@@ -35,7 +36,7 @@ class Reads(Detector):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self._restore: list[Callable[[], None]] = []
+        self._is_counting = False
         self._reads: Counter[str] = Counter()
         self._begun: list[str] = []  # lines that began a loader since the last call
         self._in_a_row: Counter[str] = Counter()
@@ -44,15 +45,14 @@ class Reads(Detector):
 
     def begin_look(self, step: int) -> None:
         """Count from here on."""
-        if not self._restore and len(self._is_told) < 2 and not self._is_compiling():
-            self._restore = [
-                _count(torch.Tensor, "item", self._note_read),
-                _count(DataLoader, "__iter__", self._note_begin),
-            ]
+        if not self._is_counting and len(self._is_told) < 2 and not self._is_compiling():
+            self._is_counting = True
+            _READS.begin(self._note_read)
+            _LOADERS.begin(self._note_begin)
 
     def before_call(self, call: Call) -> None:
         """See which loaders were begun for this batch."""
-        if not self._restore:
+        if not self._is_counting:
             return
         begun, self._begun = self._begun, []
         for line in list(self._in_a_row):
@@ -65,26 +65,28 @@ class Reads(Detector):
 
     def end_step(self, optimizer: Optimizer, step: int) -> None:
         """Put everything back; see what was read."""
-        if not self._restore:
+        if not self._is_counting:
             return
-        self._put_back()
+        self.pause()
         reads, self._reads = self._reads, Counter()
         for where, count in reads.most_common(1):
             if count > MAX_READS:
                 self._tell_reads(where, count)
 
+    def pause(self) -> None:
+        """Put everything back."""
+        if self._is_counting:
+            self._is_counting = False
+            _READS.end(self._note_read)
+            _LOADERS.end(self._note_begin)
+
     def close(self, *, is_whole: bool) -> None:
         """Put everything back."""
-        self._put_back()
+        self.pause()
 
     def _is_compiling(self) -> bool:
         """Return whether the compiler may be at work: it must not see other methods."""
         return _find_last_compiled() is not self._compiled or has_compiled_parts(self.scene.model)
-
-    def _put_back(self) -> None:
-        for restore in self._restore:
-            restore()
-        self._restore = []
 
     def _note_read(self, tensor: Any) -> None:
         where = _find_caller()
@@ -130,24 +132,62 @@ class Reads(Detector):
         )
 
 
-def _count(owner: Any, name: str, note: Callable[[Any], None]) -> Callable[[], None]:
-    """Stand in for a method; return what puts it back."""
-    had = name in vars(owner)
-    method = getattr(owner, name)
+class _Counted:
+    """A method that is stood in for while anybody counts its calls: of several models, perhaps.
 
-    @wraps(method)
-    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        note(self)
-        return method(self, *args, **kwargs)
+    Args:
+        owner: class of the method.
+        name: of it.
+    """
 
-    def restore() -> None:
-        if had:
-            setattr(owner, name, method)
-        else:
-            delattr(owner, name)
+    def __init__(self, owner: Any, name: str) -> None:
+        self._owner, self._name = owner, name
+        self._notes: tuple[Callable[[Any], None], ...] = ()
+        self._is_in = False
+        self._put_back: Callable[[], None] = lambda: None
+        self._lock = threading.Lock()
 
-    setattr(owner, name, counted)
-    return restore
+    def begin(self, note: Callable[[Any], None]) -> None:
+        """Tell of each call from here on."""
+        with self._lock:
+            self._notes += (note,)
+            if not self._is_in:
+                self._is_in = True
+                self._stand_in()
+
+    def end(self, note: Callable[[Any], None]) -> None:
+        """Tell no more; the last one puts the method back."""
+        with self._lock:
+            self._notes = tuple(other for other in self._notes if other != note)
+            if not self._notes:
+                self._put_back()
+
+    def _stand_in(self) -> None:
+        owner, name = self._owner, self._name
+        had = name in vars(owner)
+        method = getattr(owner, name)
+
+        @wraps(method)
+        def counted(this: Any, *args: Any, **kwargs: Any) -> Any:
+            for note in self._notes:
+                note(this)
+            return method(this, *args, **kwargs)
+
+        def put_back() -> None:
+            if vars(owner).get(name) is not counted:
+                return  # somebody else stands in for it by now, and goes through this one
+            if had:
+                setattr(owner, name, method)
+            else:
+                delattr(owner, name)
+            self._is_in = False
+
+        self._put_back = put_back
+        setattr(owner, name, counted)
+
+
+_READS = _Counted(torch.Tensor, "item")
+_LOADERS = _Counted(DataLoader, "__iter__")
 
 
 def _find_caller() -> str:
