@@ -78,8 +78,9 @@ def _spread(means: Tensor, count: int) -> Tensor:
 def _iter_norms(model: nn.Module) -> Iterator[Tensor]:
     """Yield the weights of norms."""
     for module in model.modules():
-        weight = getattr(module, "weight", None)
-        if "Norm" not in type(module).__name__ or not isinstance(weight, nn.Parameter):
+        # As an attribute a parametrized weight would be made anew, which moves a spectral norm.
+        weight = module._parameters.get("weight")
+        if "Norm" not in type(module).__name__ or weight is None:
             continue
         if weight.ndim == 1 and weight.numel() > 1 and is_measurable(weight):
             yield weight.detach().float()
