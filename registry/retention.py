@@ -232,7 +232,8 @@ def _iter_run_items(
     age = f"the run ended {int((now - ended) / 86400)} days ago"
     for file in files:
         traced = folder / file["path"]
-        if file["kind"] == "trace" and _is_file_of(traced, folder):
+        is_traced = file["kind"] == "trace" and traced.parent == folder / "profiler"
+        if is_traced and _is_file_of(traced, folder):  # a program may announce any file as one
             yield Item("trace", run, traced, measure(traced), age)
     for _, dump in sorted(_list_steps(folder / "dumps").items()):
         yield Item("dump", run, dump, measure(dump), age)

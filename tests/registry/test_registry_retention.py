@@ -183,6 +183,7 @@ def test_old_traces_go_and_only_files_of_the_run(add_run, home, url, tmp_path):
     outside = tmp_path / "mine.json"
     outside.write_text("mine")
     paths = ("profiler/trace.json", "../../../mine.json", str(outside), "link.json", "gone.json")
+    paths += ("events.jsonl",)  # the journal, announced as a trace
     traces = [Artifact(time=1.0, kind="trace", path=path) for path in paths]
     folder = add_run(events=traces)
     (folder / "profiler").mkdir()

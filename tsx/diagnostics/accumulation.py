@@ -188,7 +188,7 @@ class Accumulation(Detector):
         match verdict.mechanism:
             case "no-zero-grad":
                 where = zeroed[0] if zeroed and is_part else backward
-                module = _find_common(names) if is_part else ""
+                module = _find_enclosing(names) if is_part else ""
             case "zero-grad-inside":
                 where = zeroed[0] if zeroed else backward
             case "step-inside":
@@ -240,7 +240,7 @@ class Accumulation(Detector):
         )
 
 
-def _find_common(names: Sequence[str]) -> str:
+def _find_enclosing(names: Sequence[str]) -> str:
     """Return the module that holds all these parameters."""
     paths = [name.split(".")[:-1] for name in names]
     common: list[str] = []

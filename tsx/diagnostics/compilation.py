@@ -18,7 +18,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from registry.events import Severity
-from tsx.diagnostics.compiled_lines import Frame, find_assignment, find_use, find_user_frame
+from tsx.diagnostics.compiled_lines import (
+    Frame,
+    find_assignment,
+    find_enclosing,
+    find_module,
+    find_use,
+    find_user_frame,
+)
 from tsx.diagnostics.detector import Detector, Kind, Scene
 from tsx.diagnostics.origin import shorten
 
@@ -201,10 +208,10 @@ class Compilation(Detector):
         history = self._frames.setdefault(frame, History())
         where, caller = self._callers.get(str(record.compile_id), ("", ""))
         history.where, history.caller = history.where or where, history.caller or caller
-        history.module = history.module or self._find_module(frame) or caller
+        history.module = history.module or find_module(self.scene.model, frame) or caller
         resumed = _RESUME.match(frame.name)
         if resumed:
-            module = self._find_enclosing(frame.file, resumed[1], int(resumed[2]))
+            module = find_enclosing(self.scene.model, frame.file, resumed[1], int(resumed[2]))
             return Break(frame.file, int(resumed[2]), resumed[1], module)
         if record.recompile_reason:
             history.reasons.append(_shorten_reason(record.recompile_reason))
@@ -264,29 +271,8 @@ class Compilation(Detector):
                 return find_assignment(module, name)
         return ""
 
-    def _find_module(self, frame: Frame) -> str:
-        """Return the first module whose forward a function is, "" for none."""
-        for name, module in self.scene.model.named_modules():
-            code = getattr(getattr(type(module), "forward", None), "__code__", None)
-            if code is not None and (code.co_filename, code.co_name) == (frame.file, frame.name):
-                last = code.co_firstlineno + len(list(code.co_lines()))
-                if code.co_firstlineno <= frame.line <= last:
-                    return str(name)
-        return ""
-
     def _get_module(self, name: str) -> nn.Module | None:
         return dict(self.scene.model.named_modules()).get(name)
-
-    def _find_enclosing(self, file: str, function: str, line: int) -> str:
-        """Return the first module whose method of that name holds a line."""
-        for name, module in self.scene.model.named_modules():
-            code = getattr(getattr(type(module), function, None), "__code__", None)
-            if code is None or code.co_filename != file:
-                continue
-            lines = [number for _, _, number in code.co_lines() if number is not None]
-            if min(lines) <= line <= max(lines):
-                return str(name)
-        return ""
 
     def _tell_limit(self, text: str) -> None:
         """Report a function that torch compiles no more."""
@@ -296,7 +282,7 @@ class Compilation(Detector):
         frame = Frame(found[2], int(found[3]), found[1])
         history = self._frames.get(frame, History())
         if not history.module:
-            history.module = self._find_module(frame)
+            history.module = find_module(self.scene.model, frame)
         reason = text.partition("last reason: ")[2].partition("\n")[0]
         history.reasons = history.reasons or [_shorten_reason(reason)]
         history.is_told = True

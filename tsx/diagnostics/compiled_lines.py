@@ -106,3 +106,26 @@ def is_user_file(path: str) -> bool:
     """Return whether a file is neither torch's, ours nor Python's own."""
     is_stdlib = path.startswith(_STDLIB) and "site-packages" not in path
     return is_user_line(path) and not is_stdlib
+
+
+def find_module(model: nn.Module, frame: Frame) -> str:
+    """Return the first module whose forward a function is, "" for none."""
+    for name, module in model.named_modules():
+        code = getattr(getattr(type(module), "forward", None), "__code__", None)
+        if code is not None and (code.co_filename, code.co_name) == (frame.file, frame.name):
+            last = code.co_firstlineno + len(list(code.co_lines()))
+            if code.co_firstlineno <= frame.line <= last:
+                return str(name)
+    return ""
+
+
+def find_enclosing(model: nn.Module, file: str, function: str, line: int) -> str:
+    """Return the first module whose method of that name holds a line."""
+    for name, module in model.named_modules():
+        code = getattr(getattr(type(module), function, None), "__code__", None)
+        if code is None or code.co_filename != file:
+            continue
+        lines = [number for _, _, number in code.co_lines() if number is not None]
+        if min(lines) <= line <= max(lines):
+            return str(name)
+    return ""

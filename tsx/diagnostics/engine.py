@@ -16,8 +16,7 @@ from torch.optim import Optimizer
 
 from tsx.diagnostics.detector import Call, Detector, Look, Scene
 from tsx.diagnostics.panel import Panel
-from tsx.diagnostics.replay import Rewinder, set_generators
-from tsx.diagnostics.tape import Tape, is_traceable
+from tsx.diagnostics.tracing import Tracer
 
 MAX_LINES = 256  # logged and not yet seen
 FIRST_STEPS = 64  # that are shown whole: what is wrong from the start shows there
@@ -57,10 +56,8 @@ class Engine:
         self._known: set[int] = set()  # optimizers in the scene
         self._spent_s = 0.0  # on steps that are shown, beyond the first
         self._clock = clock
-        self._is_compiled = is_compiled
+        self._tracer = Tracer(scene.model, self.panel, self._flush, is_compiled=is_compiled)
         self._calls = 0
-        self._training_calls = 0
-        self._traces = 0
         self._lines: deque[tuple[Any, int]] = deque(maxlen=MAX_LINES)
 
     def compute(
@@ -80,7 +77,7 @@ class Engine:
         """
         call = self._begin(fn, args, kwargs)
         try:
-            result = self._run(call)
+            result = self._tracer.run(call)
         except BaseException as error:
             call.ended_s = self._clock()
             self.panel.ask_all("raised", call, error)
@@ -104,9 +101,8 @@ class Engine:
 
     @property
     def is_trace_due(self) -> bool:
-        """Whether the next call that trains is traced: the 1st, 2nd, 4th, 8th ... of them."""
-        number = self._training_calls + 1
-        return number & (number - 1) == 0 and not (self._is_compiled and self._traces)
+        """Whether the next call that trains is traced."""
+        return self._tracer.is_due
 
     def begin_look(self) -> None:
         """The step that begins now is looked at."""
@@ -178,48 +174,6 @@ class Engine:
         self._ask("before_call", call)
         call.began_s = self._clock()
         return call
-
-    def _run(self, call: Call) -> Any:
-        """Run a call, traced if it is its turn."""
-        if not (call.is_training and call.is_grad):
-            return call.fn(*call.args, **call.kwargs)
-        is_due = self.is_trace_due
-        self._training_calls += 1
-        if not is_due or not is_traceable():
-            return call.fn(*call.args, **call.kwargs)
-        self._traces += 1
-        tape = Tape(self._traces, self.scene.model, self.panel.detectors, self.panel.ask_one)
-        if self._is_compiled:
-            self._rehearse(tape, call)
-            result = call.fn(*call.args, **call.kwargs)
-        else:
-            result = self._run_traced(tape, call)
-        self.panel.ask_all("after_trace", tape)
-        if self._traces == 1:
-            self._flush()
-        return result
-
-    def _run_traced(self, tape: Tape, call: Call) -> Any:
-        """Run a call traced; one that fails is run as it is, in case the trace was to blame."""
-        moment = Rewinder(self.scene.model).take()
-        try:
-            with tape.recording():
-                return call.fn(*call.args, **call.kwargs)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            set_generators(moment)
-            result = call.fn(*call.args, **call.kwargs)
-            self.panel.tell("trace", error)
-            return result
-
-    def _rehearse(self, tape: Tape, call: Call) -> None:
-        """Trace a call beside the training's own."""
-        try:
-            with tape.trial(training=True, grad=True), tape.recording():
-                call.fn(*call.args, **call.kwargs)
-        except Exception as error:
-            self.panel.tell("trace", error)
 
     def _show_lines(self) -> None:
         """Show the lines that were logged since the last step."""

@@ -97,7 +97,11 @@ class Trial:
                 leak = leak if leak is not None and leak.mechanism in TRAINED else None
             found += [] if leak is None else [leak]
         is_known = layout.batch is not None and (layout.is_sure or not layout.is_shifted)
-        if is_known and layout.num_samples > 1 and not self._has_indices():
+        if (
+            is_known
+            and layout.num_samples > 1
+            and not has_indices(self._probe.leaves, self._layout.num_samples)
+        ):
             # Where few samples are served, first come, a large change changes nothing behind it.
             for count in dict.fromkeys((layout.num_samples // 2, math.isqrt(layout.num_samples))):
                 leak = self._judge(plain, _Change(count, 0, True), training=False)
@@ -109,7 +113,11 @@ class Trial:
     def _take_few(self) -> None:
         """Go on with a part of a large batch, if the model takes it: the rest tells no more."""
         layout, whole = self._layout, self._probe.leaves
-        if layout.batch is None or layout.num_samples <= MAX_SAMPLES or self._has_indices():
+        if (
+            layout.batch is None
+            or layout.num_samples <= MAX_SAMPLES
+            or has_indices(self._probe.leaves, self._layout.num_samples)
+        ):
             return
         try:
             self._probe.leaves = cut(layout, whole, MAX_SAMPLES, layout.num_steps)
@@ -243,18 +251,6 @@ class Trial:
             return leak.mechanism == "capacity-leak" or is_norm
         return leak.mechanism != "mixes-samples"
 
-    def _has_indices(self) -> bool:
-        """Return whether there are integers that may point at samples: the edges of a graph."""
-        size = self._layout.num_samples
-        return any(
-            isinstance(leaf, Tensor)
-            and leaf.dtype in (torch.int32, torch.int64)
-            and leaf.ndim > 1
-            and size not in leaf.shape[:2]
-            and 1 not in leaf.shape[:2]
-            for leaf in self._probe.leaves
-        )
-
     def _find_lively(self) -> int:
         """Return the sample that changes most often along time: the one with least padding."""
         layout, x = self._layout, self._probe.leaves[self._layout.leaf]
@@ -337,3 +333,15 @@ def _find_length(shape: Sequence[int], layout: Layout) -> int:
 def _is_fine(out: Tensor) -> bool:
     """Return whether a dtype is fine enough that no rounding looks like a leak."""
     return torch.finfo(out.dtype).eps < 1e-6
+
+
+def has_indices(leaves: Sequence[Any], num_samples: int) -> bool:
+    """Return whether there are integers that may point at samples: the edges of a graph."""
+    return any(
+        isinstance(leaf, Tensor)
+        and leaf.dtype in (torch.int32, torch.int64)
+        and leaf.ndim > 1
+        and num_samples not in leaf.shape[:2]
+        and 1 not in leaf.shape[:2]
+        for leaf in leaves
+    )

@@ -20,7 +20,7 @@ _KIND = re.compile(r'kind="([a-z][a-z-]+)"|(?:\bwarn|\breport|_say)\(\s*"([a-z][
 
 
 def test_the_page_is_what_the_code_says():
-    command = "python -m tsx.diagnostics.catalogue > docs/faults.md"
+    command = "make faults"
     assert PAGE.read_text(encoding="utf-8") == catalogue.write_page(), command
 
 
