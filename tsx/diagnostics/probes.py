@@ -212,13 +212,18 @@ def _find_axis(out: Tensor, size: int, like: int | None) -> int | None:
 def _find_time(out: Tensor, layout: Layout, batch: int | None) -> int | None:
     """Return the axis of time, of steps or of patches of them."""
     assert layout.time is not None
-    axes = [axis for axis in range(out.ndim) if axis != batch]
-    if layout.time in axes and 2 <= out.shape[layout.time] <= layout.num_steps:
-        length = out.shape[layout.time]
-        if layout.num_steps % length == 0 or layout.num_steps - length < layout.num_steps // 4:
-            return layout.time
-    found = [axis for axis in axes if out.shape[axis] == layout.num_steps]
-    return found[0] if len(found) == 1 else None
+    size = layout.num_steps
+    # A recurrent state [layers, B, D] or a cache [B, heads, T, D] is no sequence by its first axes.
+    whole = [axis for axis in range(out.ndim) if axis != batch and out.shape[axis] == size]
+    if layout.time in whole:
+        return layout.time
+    if whole:
+        return whole[0] if len(whole) == 1 and (batch == 0 or whole[0] == 0) else None
+    if layout.time != 1 or batch == 1 or out.ndim != 3:
+        return None
+    length = out.shape[1]
+    is_patched = size % length == 0 or size - length < size // 4
+    return 1 if 2 <= length < size and is_patched else None
 
 
 def count_settled(length: int, num_steps: int, late: int) -> int:
