@@ -114,7 +114,8 @@ class Sampler:
                 for piece, count in zip(pieces, self._counts, strict=True)
                 for _ in range(count)
             ]
-            segments = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+            counts = torch.tensor(sizes, dtype=torch.int64)  # a lazy model has none yet
+            segments = torch.repeat_interleave(torch.arange(len(sizes)), counts)
             self._segments = segments.to(_pick_device(pieces))
         device = self._segments.device
         return torch.cat([piece.to(device) for piece in pieces]) if pieces else torch.zeros(0)
