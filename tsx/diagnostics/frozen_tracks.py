@@ -157,8 +157,10 @@ class Tracks:
                 facts.is_held = False
                 if track.step == step.number:
                     continue
-            track.step = step.number
+            is_first, track.step = not track.step, step.number
             facts.wants_grad = key in step.wanting
+            if is_first:  # what is frozen after it was handed to run.watch is frozen on purpose too
+                facts.wanted_grad &= facts.wants_grad
             facts.has_grad = key in step.with_grad
             facts.has_any_grad = bool(step.with_grad)
             facts.others_move = share
