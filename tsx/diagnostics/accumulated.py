@@ -82,8 +82,12 @@ def _judge_sum(
     if not is_one_loss:
         return None
     labels = [backward.labels for backward in seen]
+    track.count("summed")
     if _is_uneven(labels, weights):
-        is_told = track.count("uneven") >= MIN_TIMES
+        # Now and then is the last batch of an epoch.
+        is_told = (times := track.count("uneven")) >= MIN_TIMES and 2 * times > track.times[
+            "summed"
+        ]
         return Verdict("mean-of-means", {"labels": labels}) if is_told else None
     if share == 1 and track.count("sum") >= MIN_TIMES:
         return Verdict("sum-of-means", {"micro_batches": len(seen)})
