@@ -17,6 +17,7 @@ SAMPLE = 4_000_000  # elements that are kept from before a step to after it
 _HALF = {torch.float16, torch.bfloat16}
 
 WILD = 3.0  # of its own size in one step; a healthy step is about 0.001, a hot one 0.1
+FEW = 16  # numbers of a bias below which it may stand near 0 by chance, and pass through it
 SMALL = 0.1  # of 1 / sqrt(fan-in): what starts below that is soon many times its size
 HOT = 5.0  # times the rate of the slowest group
 SPREAD = 100  # steps in which one runaway weight takes others along
@@ -92,6 +93,11 @@ class UpdateRatio(Detector):
     def _is_seen(self, param: Tensor) -> bool:
         return id(param) not in self._zero
 
+    def _is_judged(self, param: Tensor) -> bool:
+        """Return whether it is known to have started at a size of its own."""
+        is_few = param.ndim < 2 and param.numel() < FEW
+        return id(param) in self._start and id(param) not in self._constant and not is_few
+
     def _judge(
         self,
         step: int,
@@ -107,7 +113,7 @@ class UpdateRatio(Detector):
             if size > 0 and math.isfinite(distance)
         }
         params = dict(self.scene.model.named_parameters())
-        known = self._said | {n for n, p in params.items() if id(p) in self._constant}
+        known = self._said | {n for n, p in params.items() if not self._is_judged(p)}
         wild = [name for name, ratio in ratios.items() if ratio >= WILD and name not in known]
         if wild and (not self._told_at or step >= 2 * self._told_at + SPREAD):
             self._told_at = step
