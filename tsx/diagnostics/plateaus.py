@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tsx.curves.levels import Change, find_plateau
+from registry.events import Severity
+from tsx.curves.levels import Change, find_plateau, measure_change
+from tsx.diagnostics import schedules
 from tsx.diagnostics.detector import Call, Detector, Kind, Look, Scene, Values
 from tsx.diagnostics.tape import OpSeen
 from tsx.diagnostics.updates import is_measurable
@@ -28,6 +30,7 @@ _SAMPLE = 512  # elements kept of each parameter, to see whether it has moved
 _UNMOVED = 1e-3  # of their size, in all steps together: a model learns with hundredths
 _SATURATED = 0.95  # of the elements of an output at its ends
 _NEAR_END = 1e-6  # fp32 cannot tell tanh from 1 closer than that
+_SURE = 2.0  # standard errors by which a loss has fallen that does not stand altogether
 _SAME_COST = 0.1  # share by which a loss may differ from that of a constant guess
 _RANGES = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "hardtanh": (-1.0, 1.0)}
 _ENTROPIES = frozenset({"cross_entropy", "nll_loss"})
@@ -67,6 +70,7 @@ class Plateau(Detector):
             if param.requires_grad and is_measurable(param) and param.numel()
         }
         self._has_gradient = True
+        self._rate: float | None = None  # half way to where the losses are judged
 
     def after_call(self, call: Call) -> None:
         """Note whether losses are of training."""
@@ -109,9 +113,14 @@ class Plateau(Detector):
 
     def end_step(self, optimizer: Optimizer, step: int) -> None:
         """Judge the losses when there are twice as many as the last time."""
+        if self._rate is None and 2 * self._count >= self._due:
+            self._rate = schedules.find_rate(optimizer) or 0.0
         if self._count < self._due:
             return
         self._due = 2 * self._count
+        before, self._rate = self._rate or 0.0, None
+        if (schedules.find_rate(optimizer) or 0.0) > before:
+            return  # a warm-up is to stand at first
         change = find_plateau(self._losses)
         if change is not None and not self.scene.declared.fixed_batch:
             self._explain(change)
@@ -126,9 +135,11 @@ class Plateau(Detector):
             "moved": moved,
         }
         guess = self._find_guess()
+        # A thousand classes, or a rate for fine-tuning, take longer than this: it falls, slowly.
+        is_still = not self._goes_on()
         if moved < _UNMOVED and self._blame_saturation(evidence):
             return
-        if moved < _UNMOVED and self._has_gradient:
+        if moved < _UNMOVED and self._has_gradient and is_still:
             rates = [float(g["lr"]) for o in self.scene.optimizers for g in o.param_groups]
             self._report(
                 "lr-too-small",
@@ -137,7 +148,7 @@ class Plateau(Detector):
                 "raise the learning rate by factors of ten until the loss falls",
                 {**evidence, "lr": max(rates, default=0.0)},
             )
-        elif moved >= _UNMOVED and guess and abs(change.after / guess - 1) < _SAME_COST:
+        elif moved >= _UNMOVED and is_still and self._costs_a_guess(change, guess):
             self._report(
                 "labels-independent",
                 "the loss stands at what a constant guess costs, while parameters move: the labels "
@@ -152,6 +163,8 @@ class Plateau(Detector):
                 "the loss stands, and neither rate nor labels nor a squashed output explains it",
                 "try to learn one batch by heart: tsx run overfit, or fixed_batch=True",
                 evidence,
+                # What has been learned before stands too, and so does what is slow to begin.
+                severity=Severity.INFO,
             )
 
     def _blame_saturation(self, evidence: dict[str, Any]) -> bool:
@@ -182,12 +195,14 @@ class Plateau(Detector):
         module: str = "",
         where: str = "",
         op: str = "",
+        severity: Severity = Severity.WARNING,
     ) -> None:
         self.scene.report(
             "plateau",
             mechanism,
             cause,
             fix,
+            severity=severity,
             phase="optimizer",
             module=module,
             where=where,
@@ -205,6 +220,18 @@ class Plateau(Detector):
             moved += float((_take_sample(param) - start).square().sum())
             size += float(start.square().sum())
         return math.sqrt(moved / size) if size else math.inf
+
+    def _goes_on(self) -> bool:
+        """Return whether the loss falls beyond doubt, behind the first steps' settling."""
+        quarter = len(self._losses) // 4
+        late = measure_change(self._losses[quarter : 2 * quarter], self._losses[-quarter:])
+        return late.before - late.after > _SURE * late.error
+
+    def _costs_a_guess(self, change: Change, guess: float) -> bool:
+        """Return whether the loss is that of a constant guess, and not below it."""
+        if not guess or abs(change.after / guess - 1) >= _SAME_COST:
+            return False
+        return change.after >= guess - _SURE * change.error
 
     def _find_guess(self) -> float:
         """Return the loss of the best guess that looks at no input, 0 where nobody knows it."""
