@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from registry.events import Severity
 from tsx.curves.levels import find_median
 from tsx.curves.spikes import Spike, SpikeWatch
 from tsx.diagnostics import schedules
@@ -107,7 +108,7 @@ class LossSpike(Detector):
         """Note rate and state of an optimizer."""
         self._calls.clear()
         seen = self._seen.setdefault(id(optimizer), _Seen())
-        rate = max((float(group["lr"]) for group in optimizer.param_groups), default=0.0)
+        rate = schedules.find_rate(optimizer) or 0.0
         if 0 < _RAISED * seen.rate <= rate:
             seen.raised_step, seen.raised = step, (seen.rate, rate)
             seen.was_highest = seen.highest
@@ -158,6 +159,8 @@ class LossSpike(Detector):
             "unexplained",
             "the loss leaped; batch, optimizer state and learning rate are as they were",
             "look at the samples of this step; clip gradients or lower the learning rate",
+            # A hard batch, another task, weights that were loaded: most such leaps are no fault.
+            severity=Severity.INFO,
             step=spike.step,
             phase="forward",
             evidence=evidence,
@@ -212,6 +215,7 @@ class LossSpike(Detector):
                     "the learning rate was raised at once right before the loss leaped"
                     + (", to more than this run had before" if is_new else ""),
                     "restart at no more than the first peak, and warm up to it",
+                    severity=Severity.WARNING if is_new else Severity.INFO,
                     step=spike.step,
                     phase="optimizer",
                     where=source or stepped,
