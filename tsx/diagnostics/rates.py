@@ -106,11 +106,14 @@ class Rates(Detector):
 
     def end_step(self, optimizer: Optimizer, step: int) -> None:
         """Take the rate of a step; judge the optimizer once its rate no longer rises."""
+        rate = schedules.find_rate(optimizer)
+        if rate is None:
+            return
         course = self._courses.get(id(optimizer))
         if course is None:
             course = self._courses[id(optimizer)] = _Course(optimizer)
         before = course.last
-        course.add(max((float(group["lr"]) for group in optimizer.param_groups), default=0.0))
+        course.add(rate)
         is_at_top = course.steps > 1 and course.last <= before
         # A rate far too high is told in the very step that it spoils.
         is_known = is_at_top or course.wanted > 0 or course.last >= _ADAPTIVE_TOO_HIGH

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim import lr_scheduler
+from torch.optim import Optimizer, lr_scheduler
 
 Listener = Callable[[Any, str], None]  # gets the scheduler and "file.py:12"
 
@@ -48,6 +48,13 @@ def find_rule(scheduler: Any) -> Any:
     rules = getattr(scheduler, "lr_lambdas", None)
     rule = rules[0] if isinstance(rules, list) and rules else None
     return rule if inspect.isfunction(rule) else None
+
+
+def find_rate(optimizer: Optimizer) -> float | None:
+    """Return the largest rate of an optimizer's groups, None where an accelerator has them."""
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    host = [r for r in rates if not isinstance(r, torch.Tensor) or r.device.type == "cpu"]
+    return max((float(rate) for rate in host if rate is not None), default=None)
 
 
 def _wrap(kind: type) -> None:
