@@ -10,6 +10,7 @@ Not covered: operations inside graphs that were captured.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -104,6 +105,8 @@ class Tape:
             )
             stack.callback(pre.remove)
             stack.callback(post.remove)
+            # torch forgets this one, and goes slower ways for as long as it is there.
+            stack.callback(hooks._global_forward_hooks_with_kwargs.pop, post.id, None)
             stack.enter_context(run_eagerly())
             stack.enter_context(functions)
             stack.enter_context(ops)
@@ -121,7 +124,13 @@ class Tape:
         modes = [(module, module.training) for module in self.model.modules()]
         attributes = [_Attributes(module) for module in self.model.modules()]
         try:
-            with rewinder.back_to(rewinder.take()), torch.set_grad_enabled(grad), run_eagerly():
+            with (
+                warnings.catch_warnings(),
+                rewinder.back_to(rewinder.take()),
+                torch.set_grad_enabled(grad),
+                run_eagerly(),
+            ):
+                warnings.simplefilter("ignore")  # the program's own run has told
                 if not training:
                     for module, _ in modes:
                         module.training = False
