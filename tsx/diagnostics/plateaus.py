@@ -215,9 +215,10 @@ class Plateau(Detector):
         moved = size = 0.0
         for name, param in self.scene.model.named_parameters():
             start = self._start.get(name)
-            if start is None or start.shape != (min(param.numel(), _SAMPLE),):
+            now = _take_sample(param)
+            if start is None or start.shape != now.shape:
                 continue
-            moved += float((_take_sample(param) - start).square().sum())
+            moved += float((now - start).square().sum())
             size += float(start.square().sum())
         return math.sqrt(moved / size) if size else math.inf
 
@@ -243,4 +244,5 @@ class Plateau(Detector):
 
 def _take_sample(param: Tensor) -> Tensor:
     """Return the first elements of a parameter as they are now, on the host."""
-    return param.detach().reshape(-1)[:_SAMPLE].float().cpu().clone()
+    real = torch.view_as_real(param.detach()) if param.is_complex() else param.detach()
+    return real.reshape(-1)[:_SAMPLE].float().cpu().clone()

@@ -290,7 +290,8 @@ def _iter_matrices(optimizer: Optimizer) -> Iterator[Tensor]:
 
 def _measure_size(param: Tensor) -> float:
     """Return the root mean square of a parameter, by its first elements."""
-    some = param.detach().reshape(-1)[:_SAMPLE].float()
+    some = param.detach().reshape(-1)[:_SAMPLE]
+    some = some if some.is_complex() else some.float()
     return float(torch.linalg.vector_norm(some)) / math.sqrt(some.numel())
 
 
