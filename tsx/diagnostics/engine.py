@@ -56,7 +56,7 @@ class Engine:
         self._known: set[int] = set()  # optimizers in the scene
         self._spent_s = 0.0  # on steps that are shown, beyond the first
         self._clock = clock
-        self._tracer = Tracer(scene.model, self.panel, self._flush, is_compiled=is_compiled)
+        self._tracer = Tracer(scene.model, self.panel, is_compiled=is_compiled)
         self._calls = 0
         self._lines: deque[tuple[Any, int]] = deque(maxlen=MAX_LINES)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,12 @@ from torch.optim import Optimizer
 
 from tsx.diagnostics.frozen_samples import Unit, get_local
 
-MAX_ELEMENTS = 4_000_000  # of one parameter: a copy of its state is made
+SAMPLE = 65_536  # elements of a part that are stepped, where each goes its own way
+MAX_ELEMENTS = 262_144  # of a parameter whose elements do not: all of it is copied, four times
+_ELEMENTWISE = {
+    *("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop"),
+    *("ASGD", "Rprop"),
+}
 
 
 class Shadow(NamedTuple):
@@ -46,16 +52,26 @@ def cast_shadow(
         grad: of the parameter, as the optimizer will see it.
     """
     param = unit.param
-    if not _is_known(optimizer) or get_local(param).numel() > MAX_ELEMENTS:
+    is_free = type(optimizer).__name__ in _ELEMENTWISE
+    if not _is_known(optimizer) or not (is_free or get_local(param).numel() <= MAX_ELEMENTS):
         return None
     wide_dtype = torch.float64 if param.dtype in (torch.float32, torch.float64) else torch.float32
-    old = get_local(param).detach()
+
+    def thin(tensor: Tensor) -> Tensor:
+        local = get_local(tensor).detach()
+        if not is_free:
+            return local
+        part = unit.part.take(local).flatten()
+        return part[:: 1 + (part.numel() - 1) // SAMPLE]
+
+    old = thin(param)
     wide = old.to(wide_dtype, copy=True)
-    wide.grad = get_local(grad).to(wide_dtype, copy=True)
+    wide.grad = thin(grad).to(wide_dtype, copy=True)
     shadow = object.__new__(type(optimizer))
     shadow.__dict__ = {key: value for key, value in optimizer.__dict__.items() if key != "step"}
     held = optimizer.state.get(param, {})
-    state = {key: _widen(value, param, wide_dtype) for key, value in held.items()}
+    shape = get_local(param).shape
+    state = {key: _widen(value, shape, thin, wide_dtype) for key, value in held.items()}
     shadow.state = defaultdict(dict, {wide: state} if state else {})
     shadow.param_groups = [{**copy.copy(group), "params": [wide]}]
     shadow._optimizer_step_pre_hooks = OrderedDict()
@@ -64,11 +80,12 @@ def cast_shadow(
     step = getattr(step, "__wrapped__", step)  # without the hooks that all optimizers share
     with torch.random.fork_rng(devices=[]):
         step(shadow)
-    return _compare(unit, old, wide)
+    if is_free:
+        return _compare(old, wide)
+    return _compare(unit.part.take(old).flatten(), unit.part.take(wide).flatten())
 
 
-def _compare(unit: Unit, old: Tensor, wide: Tensor) -> Shadow:
-    before, after = unit.part.take(old).flatten(), unit.part.take(wide).flatten()
+def _compare(before: Tensor, after: Tensor) -> Shadow:
     update = (after - before.to(after.dtype)).abs()
     is_lost = (after.to(before.dtype) == before).all() & (update > 0).any()
     largest = update.argmax()
@@ -77,12 +94,15 @@ def _compare(unit: Unit, old: Tensor, wide: Tensor) -> Shadow:
     return Shadow(is_lost.double(), update[largest].double(), half)
 
 
-def _widen(value: Any, param: Tensor, dtype: torch.dtype) -> Any:
+def _widen(
+    value: Any, shape: torch.Size, thin: Callable[[Tensor], Tensor], dtype: torch.dtype
+) -> Any:
+    """Return a piece of an optimizer's state for the shadow."""
     if not isinstance(value, Tensor):
         return value
-    value = get_local(value)
-    is_wide = value.is_floating_point() and value.shape == get_local(param).shape
-    return value.to(dtype, copy=True) if is_wide else value.clone()
+    local = get_local(value)
+    is_wide = local.is_floating_point() and local.shape == shape
+    return thin(value).to(dtype, copy=True) if is_wide else local.clone()
 
 
 def _is_known(optimizer: Optimizer) -> bool:

@@ -34,7 +34,7 @@ from tsx.diagnostics.probes import (
 LEAST_MOVE = 1e-6
 NOISE_FACTOR = 10.0
 UNPLACED_MOVE = 1e-3  # that no operation explains: rounding, amplified, would be less
-MAX_SAMPLES = 16  # of a batch, where the model takes fewer: memory is for training
+MAX_SAMPLES = 6  # of a batch, where the model takes fewer: memory is for training
 LEAST_STEPS = 4  # of a window whose future is judged
 LEAST_SHARE = 0.75  # of time and batch that a cut leaves
 # Of a leak in train mode alone: statistics of the batch are meant to be there.
@@ -250,6 +250,9 @@ class Trial:
             is_norm = leak.op is not None and "norm" in leak.op.name
             return leak.mechanism == "capacity-leak" or is_norm
         return leak.mechanism != "mixes-samples"
+
+    def _is_indexed(self) -> bool:
+        return has_indices(self._probe.leaves, self._layout.num_samples)
 
     def _find_lively(self) -> int:
         """Return the sample that changes most often along time: the one with least padding."""

@@ -14,12 +14,12 @@ Shapes: B batch, T time.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from registry.events import Severity
-from tsx.diagnostics.detector import Call, Detector, Kind, Scene
+from tsx.diagnostics.detector import Call, Detector, Kind, Look, Scene, Values
 from tsx.diagnostics.layout import find_layout, iter_tensors
 from tsx.diagnostics.leak_trial import Leak, Trial
 from tsx.diagnostics.probes import Autocast, Probe, Unprobed, is_distributed
@@ -113,8 +113,19 @@ _TEXTS = {
 }
 
 
+class _First(NamedTuple):
+    """What a model is probed with."""
+
+    tape: Tape
+    targets: list[Tensor]
+    given: list[Tensor]
+
+
 class Leaks(Detector):
-    """Probes a model once, before its first step."""
+    """Probes a model once, before its first step.
+
+    It waits for the backward pass: what the call keeps for it is memory that probes would want too.
+    """
 
     name = "leaks"
     kinds = (FUTURE, BATCH)
@@ -131,11 +142,22 @@ class Leaks(Detector):
         self._call: Call | None = None
         self._targets: list[Tensor] = []
         self._autocast: Autocast | None = None
+        self._pending: _First | None = None
 
     def before_call(self, call: Call) -> None:
-        """Keep what the first call is given."""
+        """Keep what the first call is given; a step that did not come is not waited for."""
+        self._probe()
         if not self._is_done:
             self._call = call
+
+    def before_step(self, look: Look) -> Values | None:
+        """The backward pass is over."""
+        self._probe()
+        return None
+
+    def close(self, *, is_whole: bool) -> None:
+        """The run is over."""
+        self._probe()
 
     def after_call(self, call: Call) -> None:
         """Let go of it."""
@@ -143,7 +165,7 @@ class Leaks(Detector):
 
     def raised(self, call: Call, error: BaseException) -> None:
         """Let go of all of it."""
-        self._call, self._targets = None, []
+        self._call, self._targets, self._pending = None, [], None
 
     def saw_function(self, seen: OpSeen) -> None:
         """Keep the target of a loss."""
@@ -158,13 +180,21 @@ class Leaks(Detector):
             self._autocast = Autocast.find(device)
 
     def after_trace(self, tape: Tape) -> None:
-        """Probe the model, once."""
+        """Keep what it takes to probe the model, once."""
         call, self._call = self._call, None
         targets, self._targets = self._targets, []
         if self._is_done or not tape.root_calls or is_distributed():
             return
         self._is_done = True
         given = [] if call is None else list(iter_tensors((call.args, dict(call.kwargs))))
+        self._pending = _First(tape, targets, given)
+
+    def _probe(self) -> None:
+        """Probe the model, if it waits for that."""
+        first, self._pending = self._pending, None
+        if first is None:
+            return
+        tape, targets, given = first
         try:
             probe = Probe(tape, tape.root_calls[0], self._autocast)
             declared = self.scene.declared.causal

@@ -7,15 +7,18 @@ and traces are left out of all times. Not covered: time inside the step, see `pe
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from types import FrameType
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 
 from tsx.diagnostics.compiled_lines import is_user_file
@@ -31,6 +34,8 @@ MIN_SEEN = 0.3  # of the samples that a pause should have, at one line: else the
 MIN_SHARE = 0.6  # of the step, that is spent before it
 MIN_PAUSE_S = 0.015  # below it a tiny model or a busy machine is what makes the share large
 MIN_SLOWDOWN = 2.0  # of the pauses of a window against those of the first
+_OWN = str(Path(__file__).parents[1]) + os.sep
+_MODULE = nn.modules.module.__file__
 EVERY = 16  # steps between two judgements of a slowdown
 
 
@@ -123,6 +128,8 @@ class Pauses(Detector):
             return
         if "slower" in self._is_told or now < MIN_SLOWDOWN * self._first or now < MIN_PAUSE_S:
             return
+        if not self._find_place():
+            return
         self._is_told.add("slower")
         self.scene.report(
             "throughput",
@@ -170,10 +177,14 @@ class _Sampler:
 
 
 def _find_place(frame: Any) -> str:
-    """Return the innermost line of a stack that is the user's."""
+    """Return the innermost line of a stack that is the user's, and busy with nothing we know."""
     held: FrameType | None = frame
     while held is not None:
-        if is_user_file(held.f_code.co_filename):
-            return f"{held.f_code.co_filename}:{held.f_lineno}"
+        path = held.f_code.co_filename
+        # What tsx does is no wait for data, nor is a model that acts or is scored.
+        if path.startswith(_OWN) or path == _MODULE:
+            return ""
+        if is_user_file(path):
+            return f"{path}:{held.f_lineno}" if held.f_lineno else ""
         held = held.f_back
     return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,16 +19,12 @@ class Tracer:
     Args:
         model: that is watched.
         panel: of the detectors.
-        flush: says what was found, after the first traced call.
         is_compiled: parts of the model are: one call is traced beside the training's own.
     """
 
-    def __init__(
-        self, model: nn.Module, panel: Panel, flush: Callable[[], None], *, is_compiled: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, panel: Panel, *, is_compiled: bool) -> None:
         self._model = model
         self._panel = panel
-        self._flush = flush
         self._is_compiled = is_compiled
         self._training_calls = 0
         self._traces = 0
@@ -56,8 +51,6 @@ class Tracer:
         else:
             result = self._run_traced(tape, call)
         self._panel.ask_all("after_trace", tape)
-        if self._traces == 1:
-            self._flush()
         return result
 
     def _run_traced(self, tape: Tape, call: Call) -> Any:

@@ -13,6 +13,7 @@ from torch import nn
 from registry.events import Severity
 from tests.faults.watched import WatchedLines
 from tsx.diagnostics.layout import find_layout, find_shift
+from tsx.diagnostics.leak_trial import MAX_SAMPLES
 from tsx.diagnostics.leaks import Leaks
 from tsx.diagnostics.probes import change, choose_step, count_settled
 
@@ -375,7 +376,7 @@ def test_a_large_batch_is_probed_in_part_where_the_model_takes_it(text):
     (found,) = watch(model, lambda x, y: score(model(x), y), x, y)
     assert found.module == "mix.self_attn"
     assert sizes[0] == 40
-    assert max(sizes[1:]) == 16
+    assert max(sizes[1:]) == MAX_SAMPLES
 
     class Fixed(Counting):
         def forward(self, ids):
