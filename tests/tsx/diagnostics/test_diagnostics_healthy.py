@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from tests.faults.plant import list_healthy
-from tests.faults.watched import list_alarms, play_watched
+from tests.faults.plant import list_healthy, play
+from tests.faults.watched import WatchedRun, list_alarms, play_watched
 
 pytestmark = pytest.mark.trainer
 
@@ -17,3 +18,32 @@ pytestmark = pytest.mark.trainer
 )
 def test_a_healthy_loop_is_left_alone(loop):
     assert list_alarms(play_watched(loop)) == []
+
+
+# Read or called once too often, these would train otherwise.
+MOVING = {"spectral-norm", "batch-norm", "dropout", "time-first-states"}
+
+
+@pytest.mark.parametrize(
+    "loop", [loop for loop in list_healthy() if loop.name in MOVING], ids=lambda loop: loop.name
+)
+def test_what_is_watched_trains_bit_for_bit_the_same(loop):
+    def train(run):
+        held = play(loop, run=run)
+        return [step.losses for step in held.seen], held.model.state_dict()
+
+    watched = WatchedRun()
+    losses, state = train(watched)
+    watched.close()
+    plain_losses, plain_state = train(None)
+    assert losses == plain_losses
+    assert all(torch.equal(state[name], plain_state[name]) for name in plain_state)
+
+
+def test_traces_leave_no_hook_and_no_method_behind():
+    hooks = torch.nn.modules.module
+    several = next(loop for loop in list_healthy() if loop.name == "bounded-vae")
+    item = torch.Tensor.item
+    play_watched(several)
+    assert not hooks._has_any_global_hook()
+    assert torch.Tensor.item is item
