@@ -20,7 +20,7 @@ UNLIKELY = 0.1  # mean probability of a dead expert, against a flat router's
 EXPECTED = 30.0  # tokens that a flat router would have sent to it over the calls
 EVEN = 1.25  # busiest expert over the mean, over all layers: looks balanced
 UNEVEN = 1.25  # and of one layer that is flat
-FLAT = 0.01  # spread of a token's probabilities, against 1/E
+FLAT = 1e-3  # spread of a probability against 1/E; a narrow router drawn at 0.02 starts at 5e-3
 GROWS = 1.5  # from the first call to the last: it is on its way
 # Tokens that no expert changes, in two calls or in one: a fresh router with a capacity of 1.0 drops
 # up to a third at the start.
