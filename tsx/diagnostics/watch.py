@@ -1,9 +1,9 @@
 """Shows detectors any model as its optimizer steps, through hooks that every optimizer calls.
 
 It sees accumulated gradients once, unscaled by a GradScaler, and steps that a scaler leaves out not
-at all. A look is taken as often as its cost stays below 0.5 % of the time; the first steps all are
-looked at. On an accelerator nothing is waited for: results are handed on as tensors and read later,
-and a look is taken at most once a second, for its cost there is not seen.
+at all. A look is taken as often as it costs next to nothing; the first steps all are looked at. On
+an accelerator nothing is waited for: results are handed on as tensors and read later, and a look is
+taken at most once a second, for its cost there is not seen.
 
 A fused optimizer under a GradScaler steps on scaled gradients: their norm is divided by the scale,
 and what is not finite in them is the scaler's to answer. Not covered: gradients inside captured

@@ -51,7 +51,7 @@ class Watchable(ABC):
             steps: of the optimizer, that the run is to have.
             intervals: key that is logged to the steps between two of its lines.
             fixed_batch: one batch is repeated on purpose.
-            every: steps from one look to the next; default as many as keep its cost below 0.5 %.
+            every: steps from one look to the next; default as many as cost next to nothing.
             on_nonfinite: "halt" raises `tsx.errors.Diverged` out of `compute` or the optimizer's
                 `step` before a parameter is touched, "skip" leaves that update out, "continue"
                 takes it. A finding is recorded in any case.
