@@ -190,6 +190,7 @@ def iter_seen(
     outputs: Sequence[Tensor], layout: Layout
 ) -> Iterator[tuple[int, int | None, int | None]]:
     """Yield (number, axis of the batch, axis of time) of the outputs that have one."""
+    found = []
     for index, out in enumerate(outputs):
         if not (out.is_floating_point() and out.numel()) or out.layout is not torch.strided:
             continue
@@ -197,6 +198,12 @@ def iter_seen(
         time = None
         if layout.time is not None:
             time = _find_time(out, layout, batch)
+        found.append((index, batch, time))
+    # Beside a sequence of features, an output of two axes is a summary: its features are no steps.
+    has_sequence = any(outputs[i].ndim > 2 and time is not None for i, _, time in found)
+    for index, batch, time in found:
+        if has_sequence and outputs[index].ndim == 2:
+            time = None
         if batch is not None or time is not None:
             yield index, batch, time
 

@@ -50,16 +50,16 @@ def carries_states() -> Loop:
 
 
 class WithState(nn.Module):
-    """As many features as steps, and the state is returned beside the outputs."""
+    """As many features as steps; the state and a summary are returned beside the outputs."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.rnn = nn.GRU(1, size, batch_first=True)
         self.head = nn.Linear(size, 1)
 
-    def forward(self, x_BTF: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BTF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         states, state = self.rnn(x_BTF)
-        return self.head(states), state
+        return self.head(states), state, states.mean(1)
 
 
 def returned_state_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ ENTRIES = (
     research(
         name="state-as-wide-as-long",
         architecture="recurrent",
-        looks="a state has as many features as the window has steps, and depends on all of them",
+        looks="state and mean have as many features as the window has steps, and know all of them",
         build=lambda: parts.make_loop(WithState(13), parts.waves, returned_state_loss),
         causal=True,
     ),
