@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -75,9 +76,11 @@ class Panel:
         return values
 
     def _take_off(self, detector: Detector, error: Exception) -> None:
-        """Ask a detector that has failed no more."""
+        """Ask a detector that has failed no more, once it has let go of the loop."""
         if detector in self.detectors:
             self.detectors.remove(detector)
+            with contextlib.suppress(Exception):
+                detector.pause()
         self._sort()
         self.tell(detector.name, error)
 

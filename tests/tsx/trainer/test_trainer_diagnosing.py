@@ -46,6 +46,10 @@ class Witness(Detector):
 
 class Broken(Detector):
     name = "broken"
+    paused = 0
+
+    def pause(self):
+        type(self).paused += 1
 
     def after_call(self, call):
         raise ZeroDivisionError("inside")
@@ -90,3 +94,4 @@ def test_one_that_fails_is_off_and_training_goes_on(lab, hosted):
     assert finding.evidence["error"] == "ZeroDivisionError: inside"
     assert finding.evidence["topic"] == "broken"
     assert ran.outcome.status == "completed"
+    assert Broken.paused == 1
