@@ -26,6 +26,7 @@ from tsx.diagnostics.postmortem import Postmortem
 from tsx.diagnostics.reports import Reports
 from tsx.diagnostics.roster import DETECTORS
 from tsx.diagnostics.tape import Tape
+from tsx.diagnostics.tracing import Tracer
 from tsx.diagnostics.watch import Watch
 from tsx.recording.watching import Watching
 from tsx.trainer.diagnosing import Diagnosis
@@ -103,12 +104,12 @@ def time_watch(ledger: Ledger) -> None:
         (GradGuard, "sees_bad", "guard of gradients"),
         (Watch, "_before", "hooks of the optimizer"),
         (Watch, "_after", "hooks of the optimizer"),
-        (Engine, "_run_traced", TRACED),
+        (Tracer, "_run_traced", TRACED),
         (Tape, "saw_function", f"{TRACE}: tape"),
         (Tape, "saw_op", f"{TRACE}: tape"),
     ):
         ledger.time_part(owner, name, label)
-    ledger.time_part(Engine, "_rehearse", TRACED, is_opaque=True)
+    ledger.time_part(Tracer, "_rehearse", TRACED, is_opaque=True)
     for kind in (GradNorm, *DETECTORS):
         for when, methods in WHEN.items():
             for method in methods:
