@@ -118,7 +118,7 @@ async def test_a_click_selects_and_a_second_opens(open_app, filled, until):
 async def test_enter_opens_a_run_and_escape_goes_back(open_app, filled, read_screen, until):
     async with open_app(filled) as (app, pilot):
         await pilot.press("down", "down", "enter")
-        await until(pilot, lambda: "findings 1" in read_screen(app))
+        await until(pilot, lambda: "findings 3" in read_screen(app))
         assert "train/loss is NaN at step 80" in read_screen(app)
         for key, said in (("2", "val/mse_h32"), ("right", "pass True where"), ("4", "[data]")):
             await pilot.press(key)
