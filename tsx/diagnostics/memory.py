@@ -6,6 +6,7 @@ import gc
 import inspect
 import re
 import sys
+import weakref
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from types import FrameType, TracebackType
@@ -48,6 +49,7 @@ class KeptGraphs(Detector):
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self._counts: list[int] = []
+        self._older = {id(t): weakref.ref(t) for t in list_graphs(scene)}
         self._is_looked = True
         self._steps = 0
         self._is_told = False
@@ -65,12 +67,17 @@ class KeptGraphs(Detector):
         is_turn = self._steps <= 2 * MIN_GROWING or self._steps & (self._steps - 1) == 0
         if self._steps < 2 or not is_turn or sum(gc.get_count()) > MAX_OBJECTS:
             return
-        kept = list_graphs(self.scene)
+        kept = [tensor for tensor in list_graphs(self.scene) if not self._is_older(tensor)]
         self._counts.append(_count_nodes(kept))
         last = self._counts[-MIN_GROWING - 1 :]
         growth = [after - before for before, after in pairwise(last)]
         if len(growth) == MIN_GROWING and min(growth) > 0:
             self._tell(kept)
+
+    def _is_older(self, tensor: Tensor) -> bool:
+        """Return whether a tensor was there before the loop: it may go at any time."""
+        held = self._older.get(id(tensor))
+        return held is not None and held() is tensor
 
     def _tell(self, kept: list[Tensor]) -> None:
         self._is_told = True
