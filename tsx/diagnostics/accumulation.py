@@ -18,6 +18,7 @@ from tsx.diagnostics.accumulated import Verdict, judge
 from tsx.diagnostics.detector import Call, Detector, Kind, Look, Scene, Values
 from tsx.diagnostics.gradient_tracks import GradientTracks, Track
 from tsx.diagnostics.loop_lines import LineWatch, find_line_in_thread
+from tsx.diagnostics.module_names import find_enclosing
 from tsx.diagnostics.weigh import find_condition
 
 KIND = "accumulation"
@@ -83,7 +84,6 @@ class Accumulation(Detector):
             "each, and the parameters whose gradients were not zeroed.",
             "Zero once a step, before its first backward pass; divide each loss by the labels of "
             "the whole step; unscale before clipping; step or zero at the end of an epoch.",
-            "Accumulation",
         ),
     )
 
@@ -188,7 +188,9 @@ class Accumulation(Detector):
         match verdict.mechanism:
             case "no-zero-grad":
                 where = zeroed[0] if zeroed and is_part else backward
-                module = _find_enclosing(names) if is_part else ""
+                module = (
+                    find_enclosing([name.rpartition(".")[0] for name in names]) if is_part else ""
+                )
             case "zero-grad-inside":
                 where = zeroed[0] if zeroed else backward
             case "step-inside":
@@ -238,14 +240,3 @@ class Accumulation(Detector):
             where=where,
             evidence=evidence,
         )
-
-
-def _find_enclosing(names: Sequence[str]) -> str:
-    """Return the module that holds all these parameters."""
-    paths = [name.split(".")[:-1] for name in names]
-    common: list[str] = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        common.append(parts[0])
-    return ".".join(common)

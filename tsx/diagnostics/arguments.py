@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,21 +38,21 @@ def name_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str
 def _iter_named(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors in arguments, and in the dicts, tuples and lists among them."""
     for index, value in enumerate(args):
-        yield from _iter_tensors(f"argument {index + 1}", value, MAX_DEPTH)
+        yield from _iter_nested(f"argument {index + 1}", value, MAX_DEPTH)
     for name, value in kwargs.items():
-        yield from _iter_tensors(str(name), value, MAX_DEPTH)
+        yield from _iter_nested(str(name), value, MAX_DEPTH)
 
 
-def _iter_tensors(name: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
+def _iter_nested(name: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         if not value.is_nested:  # has no shape
             yield name, value
     elif depth and isinstance(value, Mapping):
         for key, inner in list(value.items())[:MAX_TENSORS]:
-            yield from _iter_tensors(f"{name}.{key}", inner, depth - 1)
+            yield from _iter_nested(f"{name}.{key}", inner, depth - 1)
     elif depth and isinstance(value, tuple | list):
         for index, inner in enumerate(value[:MAX_TENSORS]):
-            yield from _iter_tensors(f"{name}.{index + 1}", inner, depth - 1)
+            yield from _iter_nested(f"{name}.{index + 1}", inner, depth - 1)
 
 
 def _is_named_target(name: str, value: Tensor) -> bool:
@@ -77,3 +78,18 @@ def _guess_target(found: Mapping[str, Tensor]) -> set[str]:
 
 def _get_length(value: Tensor) -> int:
     return value.shape[0] if value.ndim else 0
+
+
+def iter_tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested lists, tuples, mappings and dataclasses."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from iter_tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from iter_tensors(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from iter_tensors(getattr(value, field.name, None))

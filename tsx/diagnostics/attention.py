@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from registry.events import Severity
+from tsx.diagnostics.arguments import iter_tensors
 from tsx.diagnostics.attention_sites import Site, find_allowed
 from tsx.diagnostics.crossings import HIDDEN, Kept, Recording, find_crossing
 from tsx.diagnostics.detector import Call, Detector, Kind, Scene
-from tsx.diagnostics.layout import Layout, find_layout, iter_tensors
+from tsx.diagnostics.layout import Layout, find_layout
 from tsx.diagnostics.leak_causes import find_masking, find_origin, find_softmax
 from tsx.diagnostics.leak_trial import Trial, cut
 from tsx.diagnostics.padding import Padding, find_padding

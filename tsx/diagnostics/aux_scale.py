@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tsx.diagnostics.arguments import iter_tensors
 from tsx.diagnostics.detector import Call, Detector, Kind, Scene
-from tsx.diagnostics.gains import list_tensors
 from tsx.diagnostics.routes import FUNCTIONS, Choice, Routes, list_routing
 from tsx.diagnostics.tape import OpSeen, Tape
 
@@ -113,7 +113,7 @@ class AuxScale(Detector):
             return
         if len(self._numbers) < MAX_NUMBERS:
             # Of what is held only: the id of anything else may be another's by now.
-            sources = tuple(id(t) for t in list_tensors(seen.args) if id(t) in self._held)
+            sources = tuple(id(t) for t in iter_tensors(seen.args) if id(t) in self._held)
             self._held.add(id(out))
             self._numbers.append(_Number(out, seen.name, seen.where, seen.module, sources))
 

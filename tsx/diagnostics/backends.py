@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from registry.events import Severity
+from tsx.diagnostics.arguments import iter_tensors
 from tsx.diagnostics.detector import Call, Detector, Kind, Scene
-from tsx.diagnostics.gains import list_tensors
 from tsx.diagnostics.tape import OpSeen, Tape
 
 KIND = Kind(
@@ -92,7 +92,7 @@ class AttentionBackend(Detector):
         first = calls[0]
         given = _name_arguments(first) or {}
         expected = predict(given, mask=None, dropout=0.0) if given else ""
-        out = next(iter(list_tensors(first.out)))
+        out = next(iter_tensors(first.out))
         evidence = {
             "ran": ran,
             "expected": expected,

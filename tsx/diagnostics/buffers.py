@@ -32,7 +32,6 @@ KIND = Kind(
     "The buffer, the mode of its module, how far it moved.",
     "Put the frozen part into eval mode in each epoch (override train()), or do not update its "
     "buffers while it is frozen.",
-    "Buffers that move in a frozen part",
 )
 
 

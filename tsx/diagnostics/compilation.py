@@ -27,6 +27,7 @@ from tsx.diagnostics.compiled_lines import (
     find_user_frame,
 )
 from tsx.diagnostics.detector import Detector, Kind, Scene
+from tsx.diagnostics.module_names import is_inside
 from tsx.diagnostics.origin import shorten
 
 # One recompilation makes a size dynamic, one is for eval mode, one for a last, smaller batch.
@@ -389,11 +390,6 @@ def _shorten_reason(reason: str) -> str:
     """Return the guard that failed, without the stack and the number of the cache entry."""
     first = reason.partition("\nUser stack")[0].partition(" (HINT")[0]
     return re.sub(r"^\d+/\d+: ", "", re.sub(r"\s+", " ", first))[:400]
-
-
-def is_inside(name: str, other: str) -> bool:
-    """Return whether a module is below another one."""
-    return name != other and name.startswith(f"{other}." if other else "")
 
 
 def _get_callbacks() -> Any:

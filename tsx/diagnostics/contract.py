@@ -16,12 +16,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from tsx.diagnostics.detector import Call, Detector, Kind, Scene
-from tsx.diagnostics.loss_calls import LossCall, read_loss
+from tsx.diagnostics.loss_calls import KIND, LossCall, read_loss
 from tsx.diagnostics.provenance import find_source, get_name, is_product
-from tsx.diagnostics.squashes import NAMES, SQUASHERS, Place, Squashes
+from tsx.diagnostics.squashes import NAMES, SQUASHERS, Place, Squashes, tell_contract
 from tsx.diagnostics.tape import OpSeen, Tape
 
-KIND = "loss-contract"
 LOSSES = frozenset({"cross_entropy", "nll_loss", "kl_div", "binary_cross_entropy_with_logits"})
 MAX_ROWS = 8  # along each axis, of what is read of a loss's input: logits may be gigabytes
 SUM_TOLERANCE = 1e-2  # of probabilities in half precision
@@ -46,7 +45,6 @@ class LossContract(Detector):
             "values that cannot be met.",
             "Give the loss the logits; let shapes be equal; scale targets into the output's "
             "range; leave every label that is to be learned unmasked.",
-            "Loss contract",
         ),
     )
 
@@ -123,7 +121,8 @@ class LossContract(Detector):
         self.scene.voice.read_late((rows > MARGIN).any(), lambda found: tell() if found else None)
 
     def _tell_log(self, loss: LossCall, short: str, given: str) -> None:
-        self._tell(
+        tell_contract(
+            self.scene,
             f"{short}-of-logits" if given == "logits" else f"{short}-without-log",
             f"{loss.name} takes logarithms of probabilities, and is given {given}",
             "give it log_softmax of the logits",
@@ -132,24 +131,11 @@ class LossContract(Detector):
         )
 
     def _tell_squash(self, loss: LossCall, node: Any, mechanism: str, what: str) -> None:
-        self._tell(
+        tell_contract(
+            self.scene,
             mechanism,
             f"{loss.name} takes logits, and is given {what}",
             "give it the output of the last linear layer: the loss does the rest",
             self._squashes.find_place(node, loss),
             {"loss": loss.name, "made_by": get_name(node)},
-        )
-
-    def _tell(
-        self, mechanism: str, cause: str, fix: str, place: Place, evidence: dict[str, Any]
-    ) -> None:
-        self.scene.report(
-            KIND,
-            mechanism,
-            cause,
-            fix,
-            phase="forward",
-            module=place.module,
-            where=place.where,
-            evidence=evidence,
         )

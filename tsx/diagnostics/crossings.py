@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tsx.diagnostics.arguments import iter_tensors
 from tsx.diagnostics.origin import shorten
 from tsx.diagnostics.trace import find_line
 
@@ -193,7 +194,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         packet = getattr(func, "overloadpacket", None)
-        given = list(_iter_flat((args, kwargs or {})))
+        given = list(iter_tensors((args, kwargs or {})))
         op = Op(
             len(self.ops),
             packet.__name__ if packet else str(func),
@@ -207,7 +208,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if op.name in MASKING or "softmax" in op.name or "dot_product" in op.name:
             op.cover = self._find_cover(op, given)
         out = func(*args, **(kwargs or {}))
-        made = list(_iter_flat(out))
+        made = list(iter_tensors(out))
         op.out_shapes = [tuple(tensor.shape) for tensor in made]
         order = self._find_order(given)
         is_weight = "softmax" in op.name
@@ -360,15 +361,3 @@ def _spread(kept: Tensor, axis: int, ndim: int) -> Tensor:
     shape = [1] * ndim
     shape[axis] = kept.shape[0]
     return kept.view(shape)
-
-
-def _iter_flat(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested lists, tuples and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _iter_flat(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _iter_flat(item)

@@ -94,7 +94,6 @@ class DataQuality(Detector):
             "Which argument, the value, the share of readings, windows or labels.",
             "Mask what is missing in input and loss; scale inputs to about 1; leave out windows "
             "that say nothing; do arithmetic on bytes after a cast.",
-            "Data quality",
         ),
     )
 

@@ -51,7 +51,6 @@ class Kind(NamedTuple):
     story: str  # how it was for a real user
     evidence: str  # what the finding holds
     fix: str
-    title: str = ""  # default: the name
 
 
 class Voice(Protocol):

@@ -42,7 +42,6 @@ KIND = Kind(
     "at the step, largest update against half an ulp, the line that cuts a gradient off.",
     "As the finding says for its cause. What is frozen on purpose is a remark only once "
     "requires_grad is off.",
-    "Parameters that do not move",
 )
 _SWITCH = re.compile(r"requires_grad_\(\s*False|requires_grad\s*=\s*False|\bfreeze\w*\(")
 

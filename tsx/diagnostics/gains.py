@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tsx.diagnostics.arguments import iter_tensors
 from tsx.diagnostics.tape import OpSeen
 from tsx.diagnostics.trace import find_memory
 
@@ -172,7 +173,7 @@ class Gains:
         return self._by_memory.get(memory) if memory else None
 
     def _see_product(self, seen: OpSeen) -> None:
-        tensors = list_tensors((seen.args, seen.kwargs))
+        tensors = list(iter_tensors((seen.args, seen.kwargs)))
         found = [(tensor, self._find_param(tensor)) for tensor in tensors[:3]]
         weight = next(((t, p) for t, p in found if p is not None and t.ndim >= 2), None)
         rest = [t for t, p in found if p is None and t.is_floating_point()]
@@ -269,15 +270,4 @@ def _measure_peak(scores: Tensor, weights: Tensor) -> Tensor:
 
 def _find_float(values: Sequence[Any]) -> Tensor | None:
     """Return the first float tensor among values, or inside the first tuple."""
-    return next((t for t in list_tensors(tuple(values)) if t.is_floating_point()), None)
-
-
-def list_tensors(value: Any) -> list[Tensor]:
-    """Return the tensors in nested tuples, lists and dicts, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        return [tensor for item in value.values() for tensor in list_tensors(item)]
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in list_tensors(item)]
-    return []
+    return next((t for t in iter_tensors(tuple(values)) if t.is_floating_point()), None)

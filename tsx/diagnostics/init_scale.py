@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tsx.diagnostics.arguments import iter_tensors
 from tsx.diagnostics.detector import Call, Detector, Kind, Scene
 from tsx.diagnostics.freshness import looks_drawn, measure_draws
-from tsx.diagnostics.gains import FUNCTIONS, Gains, Product, Scores, list_tensors
+from tsx.diagnostics.gains import FUNCTIONS, Gains, Product, Scores
 from tsx.diagnostics.graph import find_last_weights
 from tsx.diagnostics.tape import OpSeen, Tape
 
@@ -87,7 +88,7 @@ class InitScale(Detector):
         draws, sizes = measure_draws(self.scene.model), gains.pack()
         if sizes is None:
             return
-        outputs = [t for call in tape.root_calls for t in list_tensors(call.out)]
+        outputs = [t for call in tape.root_calls for t in iter_tensors(call.out)]
         last = {id(weight) for weight in find_last_weights(outputs)[0]} if outputs else None
         step = self.scene.step
 

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from tsx.diagnostics.detector import Call, Detector, Scene
 from tsx.diagnostics.loop_lines import Maker
-from tsx.diagnostics.loss_calls import CLASSIFIES, LossCall, read_loss
+from tsx.diagnostics.loss_calls import CLASSIFIES, KIND, LossCall, read_loss
 from tsx.diagnostics.sequences import Aligned, line_up, list_inputs
 from tsx.diagnostics.tape import OpSeen
 
-KIND = "loss-contract"
 MAX_CHANCE = 1e-6  # that a class of its share in the texts is in no label, by chance
 MIN_TEXT = 8  # occurrences of a token in the texts
 MIN_MATCH = 0.8  # of labels that are the next token: a language model's

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from registry.events import Severity
+from tsx.diagnostics.arguments import iter_tensors
 from tsx.diagnostics.detector import Call, Detector, Kind, Look, Scene, Values
-from tsx.diagnostics.layout import find_layout, iter_tensors
+from tsx.diagnostics.layout import find_layout
 from tsx.diagnostics.leak_trial import Leak, Trial
 from tsx.diagnostics.probes import Autocast, Probe, Unprobed, is_distributed
 from tsx.diagnostics.tape import OpSeen, Tape

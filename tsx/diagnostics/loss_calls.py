@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tsx.diagnostics.tape import OpSeen
 
+KIND = "loss-contract"  # what is found wrong with them
 _DISTANCE = ("input", "target", "size_average", "reduce", "reduction")
 _CLASSES = ("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction")
 _BINARY = ("input", "target", "weight", "size_average", "reduce", "reduction")

@@ -38,7 +38,6 @@ KIND = Kind(
     "At how many steps, and which modules act otherwise in the two modes.",
     "model.train() before a step of training, model.eval() before scoring; hand self.training to "
     "functional dropouts.",
-    "Train mode and eval mode",
 )
 
 

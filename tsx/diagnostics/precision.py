@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tsx.diagnostics.arguments import iter_tensors
 from tsx.diagnostics.detector import Call, Detector, Kind, Scene
-from tsx.diagnostics.gains import CONVOLUTIONS, PRODUCTS, list_tensors
+from tsx.diagnostics.gains import CONVOLUTIONS, PRODUCTS
 from tsx.diagnostics.origin import shorten
 from tsx.diagnostics.routes import CHOICES
 from tsx.diagnostics.tape import OpSeen, Tape
@@ -101,7 +102,7 @@ class Precision(Detector):
 
     def saw_module(self, name: str, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         """Note whether autocast is around a module, seen as it returns."""
-        first = next(iter(list_tensors(out)), None)
+        first = next(iter_tensors(out), None)
         if first is not None:
             self._around.setdefault(name, is_autocast_on(first.device.type))
 
@@ -148,7 +149,7 @@ class Precision(Detector):
 
     def _note_join(self, seen: OpSeen) -> None:
         """Note where fp64 comes in: beside fp32 activations that are trained through."""
-        given = [t for t in list_tensors(seen.args) if t.ndim and t.is_floating_point()]
+        given = [t for t in iter_tensors(seen.args) if t.ndim and t.is_floating_point()]
         dtypes = {t.dtype for t in given}
         if len(dtypes) > 1 and torch.float64 in dtypes and seen.out.requires_grad:
             self._joins.append((seen.module, seen.where))
@@ -160,7 +161,7 @@ class Precision(Detector):
 
     def _tell_norms(self) -> None:
         first = self._norms[0]
-        x, weight = first.args[0], next(t for t in list_tensors((first.args[1:], first.kwargs)))
+        x, weight = first.args[0], next(t for t in iter_tensors((first.args[1:], first.kwargs)))
         modules = list(dict.fromkeys(seen.module for seen in self._norms))
         self._report(
             MISMATCH.name,
@@ -285,7 +286,7 @@ def _find_call_of(model: nn.Module) -> str:
 
 def count_work(seen: OpSeen) -> int:
     """Return the multiply-adds of a product, about; 0 where its shapes do not tell."""
-    tensors: Sequence[Tensor] = [t for t in list_tensors((seen.args, seen.kwargs)) if t.ndim]
+    tensors: Sequence[Tensor] = [t for t in iter_tensors((seen.args, seen.kwargs)) if t.ndim]
     if len(tensors) < 2:
         return 0
     if seen.name in CONVOLUTIONS:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from tsx.diagnostics.layout import Layout, iter_tensors
+from tsx.diagnostics.arguments import iter_tensors
+from tsx.diagnostics.layout import Layout
 from tsx.diagnostics.replay import swapped
 from tsx.diagnostics.tape import RootCall, Tape
 from tsx.diagnostics.updates import is_measurable, measure_norms

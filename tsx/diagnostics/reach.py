@@ -18,10 +18,9 @@ from tsx.diagnostics.detector import Call, Detector, Scene
 from tsx.diagnostics.loop_lines import Maker
 from tsx.diagnostics.loss_calls import DISTANCES, LossCall, read_loss
 from tsx.diagnostics.provenance import find_source, get_name
-from tsx.diagnostics.squashes import NAMES, SQUASHERS, Place, Squashes
+from tsx.diagnostics.squashes import NAMES, SQUASHERS, Place, Squashes, tell_contract
 from tsx.diagnostics.tape import OpSeen, Tape
 
-KIND = "loss-contract"
 BINARY = frozenset({"binary_cross_entropy", "binary_cross_entropy_with_logits"})
 DIFFERENCES = frozenset({"sub", "rsub", "subtract"})
 BARELY = 0.1  # of a range, out of which a target may be
@@ -103,7 +102,8 @@ class LossReach(Detector):
     def _judge_shapes(self, one: Tensor, two: Tensor, place: Place) -> None:
         shape = _broadcast(one, two)
         if shape is not None:
-            self._tell(
+            tell_contract(
+                self.scene,
                 "broadcast",
                 "prediction and target have other shapes, and each is held against all of the "
                 "other",
@@ -142,7 +142,8 @@ class LossReach(Detector):
 
         def take(share: float) -> None:
             if share >= MIN_OUT_OF_REACH:
-                self._tell(
+                tell_contract(
+                    self.scene,
                     "output-range",
                     f"{name} ends the model, and many of the targets are out of its range",
                     "end with a plain linear layer, or scale the targets into the range",
@@ -167,7 +168,8 @@ class LossReach(Detector):
             evidence = {"share": share, "least": least, "most": most, "loss": name}
 
             def tell(where: str) -> None:
-                self._tell(
+                tell_contract(
+                    self.scene,
                     "target-range",
                     f"{name} takes labels from 0 to 1, and is given others",
                     "divide masks of 0 and 255 by 255, or compare them with a threshold",
@@ -182,20 +184,6 @@ class LossReach(Detector):
                 self._maker.ask("target", tell)
 
         self.scene.voice.read_late(values, take)
-
-    def _tell(
-        self, mechanism: str, cause: str, fix: str, place: Place, evidence: dict[str, Any]
-    ) -> None:
-        self.scene.report(
-            KIND,
-            mechanism,
-            cause,
-            fix,
-            phase="forward",
-            module=place.module,
-            where=place.where,
-            evidence=evidence,
-        )
 
 
 def _broadcast(one: Tensor, two: Tensor) -> tuple[int, ...] | None:

@@ -82,7 +82,6 @@ class RepeatedData(Detector):
             "Which calls were given the same, how often, and the line that starts over.",
             "Make the iterator once; give each worker its share of the stream and a seed of its "
             "own; call sampler.set_epoch; seed once, before the loop.",
-            "Repeated data",
         ),
     )
 

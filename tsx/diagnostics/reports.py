@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from registry.events import Event, Finding, Severity
+from tsx.diagnostics.module_names import is_related
 
 # kind -> what it explains at the same module, at modules below it, or where either names none.
 EXPLAINS: dict[str, frozenset[str]] = {
@@ -154,12 +155,7 @@ def explains(one: Finding, other: Finding) -> bool:
         return False
     alike = one.evidence.get("modules")  # where the same fault stands as well
     places = [one.module, *(alike if isinstance(alike, list) else ())]
-    return not one.module or not other.module or any(_is_within(other.module, p) for p in places)
-
-
-def _is_within(name: str, other: str) -> bool:
-    """Return whether one of two modules is the other, or inside it."""
-    return f"{name}.".startswith(f"{other}.") or f"{other}.".startswith(f"{name}.")
+    return not one.module or not other.module or any(is_related(other.module, p) for p in places)
 
 
 def _get_key(finding: Finding) -> _Key:

@@ -5,11 +5,13 @@ Kept while a call is traced, with the graph that it holds; to be forgotten right
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tsx.diagnostics.loss_calls import LossCall
+from tsx.diagnostics.detector import Scene
+from tsx.diagnostics.loss_calls import KIND, LossCall
 from tsx.diagnostics.tape import OpSeen
 
 SQUASHERS = frozenset({"softmax", "sigmoid", "relu", "relu_", "tanh", "softplus", "exp"})
@@ -60,3 +62,19 @@ class Squashes:
         """Let go of the graph."""
         self._seen.clear()
         self.is_inside = True
+
+
+def tell_contract(
+    scene: Scene, mechanism: str, cause: str, fix: str, place: Place, evidence: Mapping[str, Any]
+) -> None:
+    """Report a loss that is given what it does not take; see `Scene.report`."""
+    scene.report(
+        KIND,
+        mechanism,
+        cause,
+        fix,
+        phase="forward",
+        module=place.module,
+        where=place.where,
+        evidence=evidence,
+    )

@@ -59,7 +59,6 @@ class TargetShift(Detector):
             "The lag, and the share of labels that are the input at each lag.",
             "Make the target the input one point later: input series[:-1], target series[1:], "
             "shifted once, by the loader or by the loss.",
-            "Target shift",
         ),
     )
 

@@ -34,7 +34,6 @@ KIND = Kind(
     "Both names, how they were tied, the largest difference.",
     "Assign the parameter itself (`head.weight = embed.weight`), and tie again after loading with "
     "`assign=True` or moving the model.",
-    "Weights that are tied no more",
 )
 
 

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from tsx.diagnostics.arguments import iter_tensors
+
 _OURS = (str(Path(__file__).parent), str(Path(__file__).parents[1] / "recording"))
 _TORCH = str(Path(torch.__file__).parent)
 _WRITES = {  # operations that put a constant where they are told to
@@ -163,11 +165,11 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         self._count += 1
-        inputs = list(_iter_tensors((args, kwargs)))
+        inputs = list(iter_tensors((args, kwargs)))
         before = [(tensor, is_bad(tensor)) for tensor in inputs]
         out = func(*args, **kwargs)
         name = func.overloadpacket.__name__ if hasattr(func, "overloadpacket") else str(func)
-        outputs = list(_iter_tensors(out))
+        outputs = list(iter_tensors(out))
         place = None
         birth = None
         scalar = next((float(a) for a in args if type(a) in (int, float)), None)
@@ -324,15 +326,3 @@ def find_line(frame: FrameType | None = None) -> str:
 def is_user_line(path: str) -> bool:
     """Return whether a file is neither torch's nor ours."""
     return not (path.startswith((_TORCH, *_OURS)) or path.startswith("<"))
-
-
-def _iter_tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested lists, tuples and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _iter_tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _iter_tensors(item)

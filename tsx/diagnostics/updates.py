@@ -31,7 +31,6 @@ KIND = Kind(
     "The largest ratio, the rate of the parameter's group and of the others, the size that it "
     "started from.",
     "Lower the rate of that group, or start the parameter at the scale of its fan-in.",
-    "Parameters that move too far",
 )
 
 

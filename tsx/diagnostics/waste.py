@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from registry.events import Severity
 from tsx.diagnostics.compiled_lines import find_assignment
 from tsx.diagnostics.detector import Call, Detector, Kind
+from tsx.diagnostics.module_names import find_enclosing
 from tsx.diagnostics.origin import shorten
 from tsx.diagnostics.tape import OpSeen, Tape
 
@@ -94,7 +95,7 @@ class TracedWaste(Detector):
             "not possible",
             severity=Severity.INFO,
             phase="forward",
-            module=_find_innermost(names),
+            module=find_enclosing(names),
             where=where,
             evidence={"operations": count, "of": total, "at_most_elements": SMALL},
         )
@@ -255,16 +256,3 @@ def _is_index(value: Any) -> bool:
     return (
         isinstance(value, Tensor) and value.dtype in (torch.int64, torch.int32) and value.ndim > 0
     )
-
-
-def _find_innermost(names: list[str]) -> str:
-    """Return the innermost module that several are in, or are."""
-    parts = [name.split(".") for name in names if name]
-    if len(parts) < len(names) or not parts:
-        return ""
-    common = []
-    for level in zip(*parts, strict=False):
-        if len(set(level)) > 1:
-            break
-        common.append(level[0])
-    return ".".join(common)
