@@ -1,12 +1,14 @@
 """What `run.watch` and `run.compute` cost a loop: `python -m benchmarks.bench_watch_cost`.
 
-    python -m benchmarks.bench_watch_cost [--only CASE] [--steps 400] [--no-postmortem] [--json]
+    python -m benchmarks.bench_watch_cost [--only CASE] [--steps 400] [--detail] [--no-postmortem]
+                                          [--json]
 
 Three measurements, two threads, on the loops of `benchmarks.watched_loops`.
 
-- Parts: each detector and each hook timed apart while a watched loop runs alone, divided by how
-  often it comes (`benchmarks.watch_parts`). Their sum is held against the limits. The timers' own
-  cost is in it; what the first steps cost, once a run, is told beside it.
+- Parts: `run.compute`, the optimizer's hooks, lines and traced calls timed apart while a watched
+  loop runs alone, divided by how often they come (`benchmarks.watch_parts`). Their sum is held
+  against the limits; what the first steps cost, once a run, is told beside it. `--detail` gives
+  each detector a timer of its own, whose cost then is in the sum.
 - End to end: watched and unwatched steps in turn, with a bootstrapped interval
   (`benchmarks.watch_interval`). What else the machine does is in it.
 - Post-mortem: seconds to the origin of a NaN on the base model of 113 million parameters, T=512.
@@ -46,6 +48,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=[case.name for case in list_cases()])
     parser.add_argument("--steps", type=int, help="of each loop, at least 64; fewer are quicker")
+    parser.add_argument("--detail", action="store_true", help="time each detector apart")
     parser.add_argument("--no-postmortem", action="store_true", help="leave the base model out")
     parser.add_argument("--json", action="store_true", help="print plain data")
     options = parser.parse_args()
@@ -53,7 +56,10 @@ def main() -> int:
     cases = [case for case in list_cases() if options.only in (None, case.name)]
     if options.steps:
         cases = [case._replace(steps=options.steps) for case in cases]
-    found = [Measured(case, measure_parts(case), measure_interval(case)) for case in cases]
+    found = [
+        Measured(case, measure_parts(case, is_detailed=options.detail), measure_interval(case))
+        for case in cases
+    ]
     postmortems = {} if options.no_postmortem else measure_postmortems()
     if options.json:
         print(json.dumps(_to_json(found, postmortems), indent=1))

@@ -31,7 +31,7 @@ class Size(NamedTuple):
     length: int
 
 
-SIZES = (Size("15 ms", 64, 2, 10, 96), Size("100 ms", 128, 4, 12, 128))
+SIZES = (Size("15 ms", 64, 2, 12, 96), Size("100 ms", 128, 4, 14, 128))
 
 
 class Block(nn.Module):

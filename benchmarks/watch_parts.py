@@ -4,6 +4,9 @@ What is always on has two tempos. Bookkeeping and looks come by the step or by t
 share of the steps of a window is what they cost. Traced calls come at doubling distances, so they
 are divided by the steps of a whole run, `RUN_STEPS`. The first steps, in which nearly everything is
 looked at and much is traced, happen once a run and are told apart.
+
+The sums are of few parts, each timed as a whole; with details each detector has a timer of its own,
+and what the many timers cost is in the parts around them.
 """
 
 from __future__ import annotations
@@ -85,33 +88,40 @@ class Costs:
         return self.parts_ms / self.step_ms
 
 
-def time_watch(ledger: Ledger) -> None:
+PARTS = (  # whatever a step goes through
+    (Watching, "compute", "run.compute"),
+    (Diagnosis, "compute", "run.compute"),
+    (Diagnosis, "saw_loss", "run.compute"),
+    (Diagnosis, "log", "lines"),
+    (Engine, "log", "lines"),
+    (Watch, "_before", "hooks of the optimizer"),
+    (Watch, "_after", "hooks of the optimizer"),
+    (Tracer, "_run_traced", TRACED),
+)
+DETAILS = (  # what these spend it on
+    (Postmortem, "begin_call", "what it takes to run a call again"),
+    (Postmortem, "end_step", "what it takes to run a call again"),
+    (Engine, "compute", "engine"),
+    (Engine, "begin_look", "engine"),
+    (Engine, "before_step", "engine"),
+    (Engine, "after_step", "engine"),
+    (Engine, "end_step", "engine"),
+    (Reports, "flush", "engine"),
+    (GradGuard, "sees_bad", "guard of gradients"),
+    (Tape, "saw_function", f"{TRACE}: tape"),
+    (Tape, "saw_op", f"{TRACE}: tape"),
+)
+
+
+def time_watch(ledger: Ledger, *, is_detailed: bool) -> None:
     """Time every part from here on: of `run.watch`, `run.compute` and the trainer's own."""
-    for owner, name, label in (
-        (Watching, "compute", "run.compute"),
-        (Postmortem, "begin_call", "what it takes to run a call again"),
-        (Postmortem, "end_step", "what it takes to run a call again"),
-        (Diagnosis, "compute", "run.compute"),
-        (Diagnosis, "saw_loss", "run.compute"),
-        (Diagnosis, "log", "lines"),
-        (Engine, "log", "lines"),
-        (Engine, "compute", "engine"),
-        (Engine, "begin_look", "engine"),
-        (Engine, "before_step", "engine"),
-        (Engine, "after_step", "engine"),
-        (Engine, "end_step", "engine"),
-        (Reports, "flush", "engine"),
-        (GradGuard, "sees_bad", "guard of gradients"),
-        (Watch, "_before", "hooks of the optimizer"),
-        (Watch, "_after", "hooks of the optimizer"),
-        (Tracer, "_run_traced", TRACED),
-        (Tape, "saw_function", f"{TRACE}: tape"),
-        (Tape, "saw_op", f"{TRACE}: tape"),
-    ):
+    for owner, name, label in (*PARTS, *(DETAILS if is_detailed else ())):
         ledger.time_part(owner, name, label)
     ledger.time_part(Tracer, "_rehearse", TRACED, is_opaque=True)
     for kind in (GradNorm, *DETECTORS):
         for when, methods in WHEN.items():
+            if not is_detailed and when != TRACE:
+                continue
             for method in methods:
                 if getattr(kind, method) is not getattr(Detector, method):
                     label = f"{when}: {kind.name}"
@@ -152,10 +162,10 @@ def sum_up(parts: dict[str, Part], steps: int, loop_s: float, start: dict[str, P
     return Costs(1000 * (loop_s - spent_s) / steps, rows, start_s)
 
 
-def measure_parts(case: Case) -> Costs:
+def measure_parts(case: Case, *, is_detailed: bool = False) -> Costs:
     """Return what a watch costs a loop, after its first steps."""
     with Ledger() as ledger:
-        time_watch(ledger)
+        time_watch(ledger, is_detailed=is_detailed)
         time_phases(ledger, case.forward, lambda: loop.engine)
         loop = case.make(True)
         for _ in range(START_STEPS):

@@ -112,8 +112,8 @@ def list_cases() -> list[Case]:
     """Return every loop."""
     limits = {"15 ms": (0.015, 600), "100 ms": (0.005, 200)}
     trained = {
-        "15 ms": write_sections(hidden_size=48, context_length=64, batch_size=5),
-        "100 ms": write_sections(hidden_size=64, context_length=128, batch_size=20),
+        "15 ms": write_sections(hidden_size=48, context_length=64, batch_size=6),
+        "100 ms": write_sections(hidden_size=64, context_length=128, batch_size=24),
     }
     cases = [
         Case(

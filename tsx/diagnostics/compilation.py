@@ -148,8 +148,9 @@ class Compilation(Detector):
         """Read what was compiled since the last step."""
         if "torch._dynamo" not in sys.modules:
             return
-        self._listen()
-        if not (self._has_new or self._is_suspect or self._limits.has_some):
+        if not self._is_listening:
+            self._listen()
+        if not (self._has_new or self._is_suspect or self._limits.texts):
             return
         self._has_new = False
         records = torch._dynamo.utils.get_compilation_metrics()
@@ -307,22 +308,17 @@ class _LimitHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._texts: list[str] = []
+        self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a message about a limit."""
         text = str(record.msg) % record.args if record.args else str(record.msg)
         if "recompile_limit" in text or "cache_size_limit" in text:
-            self._texts = [*self._texts[-20:], text]
-
-    @property
-    def has_some(self) -> bool:
-        """Whether something was kept since the last time."""
-        return bool(self._texts)
+            self.texts = [*self.texts[-20:], text]
 
     def take(self) -> list[str]:
         """Return what was kept since the last time."""
-        texts, self._texts = self._texts, []
+        texts, self.texts = self.texts, []
         return list(dict.fromkeys(texts))
 
 

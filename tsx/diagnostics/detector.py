@@ -156,6 +156,7 @@ class Scene:
         optimizers: that have stepped, in the order of their first steps.
         names: id of a parameter to its name.
         modules: id of a module to its name.
+        trains: the call that was made last is of training: in train mode, with gradients.
     """
 
     model: nn.Module
@@ -166,6 +167,7 @@ class Scene:
     optimizers: list[Optimizer] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     modules: dict[int, str] = field(default_factory=dict)
+    trains: bool = True
 
     @property
     def step(self) -> int:

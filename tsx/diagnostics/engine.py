@@ -37,6 +37,7 @@ class Engine:
         is_looking: the step under way is looked at.
         is_shown: the step under way is shown to all; else to the constant ones only.
         panel: of the detectors.
+        spent_s: on steps that were shown, beyond the first ones; whoever reads it sets it to 0.
     """
 
     def __init__(
@@ -51,10 +52,11 @@ class Engine:
         self.panel = Panel(scene, detectors)
         self.is_looking = True
         self.is_shown = True
+        self._ask: Callable[..., None] = self._ask_all  # or only those who are shown everything
         self._steps = 0
         self._shown_until = FIRST_STEPS
         self._known: set[int] = set()  # optimizers in the scene
-        self._spent_s = 0.0  # on steps that are shown, beyond the first
+        self.spent_s = 0.0
         self._clock = clock
         self._tracer = Tracer(scene.model, self.panel, is_compiled=is_compiled)
         self._calls = 0
@@ -108,6 +110,7 @@ class Engine:
         """The step that begins now is looked at."""
         self.is_looking = self.is_shown = True
         self._shown_until = max(self._shown_until, self._steps + SHOWN_STEPS)
+        self._ask = self._ask_all
         self.panel.ask_all("begin_look", self.scene.step)
 
     def before_step(self, look: Look) -> dict[str, Tensor | float]:
@@ -131,22 +134,15 @@ class Engine:
         self._steps += 1
         if self.is_shown and self._steps >= self._shown_until:
             self.is_shown = False
+            self._ask = self.panel.ask_constant
             self.panel.ask_all("pause")
 
-    def take_spent_s(self) -> float:
-        """Return the seconds that were spent on steps that are shown since the last time."""
-        spent, self._spent_s = self._spent_s, 0.0
-        return spent
-
-    def _ask(self, method: str, *args: Any) -> None:
-        """Show something to all, or only to who is shown everything."""
-        if not self.is_shown:
-            self.panel.ask_constant(method, *args)
-            return
+    def _ask_all(self, method: str, *args: Any) -> None:
+        """Show something to all, and take the time."""
         began = self._clock()
         self.panel.ask_all(method, *args)
         if self._steps >= FIRST_STEPS:
-            self._spent_s += self._clock() - began
+            self.spent_s += self._clock() - began
 
     def close(self, *, is_whole: bool) -> None:
         """The run is over; see `Detector.close`."""
@@ -160,7 +156,7 @@ class Engine:
         self._calls += 1
         call = Call(
             self._calls,
-            self.scene.step,
+            self.scene.voice.step + 1,
             fn,
             args,
             kwargs,
@@ -169,8 +165,10 @@ class Engine:
             self.is_looking,
             entered_s=self._clock(),
         )
-        if not self.is_shown and call.is_training and call.is_grad and self.is_trace_due:
+        self.scene.trains = call.is_training and call.is_grad
+        if not self.is_shown and self.scene.trains and self._tracer.is_due:
             self.is_shown, self._shown_until = True, self._steps + 1
+            self._ask = self._ask_all
         self._ask("before_call", call)
         call.began_s = self._clock()
         return call
@@ -179,7 +177,7 @@ class Engine:
         """Show the lines that were logged since the last step."""
         while self._lines:
             values, step = self._lines.popleft()
-            if isinstance(values, Mapping):
+            if type(values) is dict or isinstance(values, Mapping):
                 self.panel.ask_all("saw_values", values, step)
 
     def _flush(self) -> None:

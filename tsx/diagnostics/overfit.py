@@ -56,29 +56,26 @@ class Overfit(Detector):
     """Keeps losses and the last call; judges at the end."""
 
     name = "overfit"
-    is_constant = True
     kinds = (KIND,)
     functions = REDUCES
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self._is_on = scene.declared.fixed_batch
+        self._is_on = self.is_constant = scene.declared.fixed_batch
         self._sums: list[tuple[float, int]] = []  # of each step: losses and how many
         self._step = 0
         self._call: Call | None = None
         self._narrow: tuple[str, str, str] | None = None  # module, line, class
         self._lines: dict[str, str] = {}  # module to the line of its last reduction
-        self._is_training = True
 
     def after_call(self, call: Call) -> None:
         """Keep the call, to take it again at the end."""
-        self._is_training = call.is_training and call.is_grad
-        if self._is_on and self._is_training:  # without what it returned, which holds a graph
+        if self._is_on and self.scene.trains:  # without what it returned, which holds a graph
             self._call = Call(call.index, call.step, call.fn, call.args, call.kwargs)
 
     def saw_loss(self, loss: float, step: int) -> None:
         """Keep a loss."""
-        if not self._is_on or not self._is_training or len(self._sums) >= MAX_LOSSES:
+        if not self._is_on or not self.scene.trains or len(self._sums) >= MAX_LOSSES:
             return
         if step != self._step or not self._sums:
             self._sums.append((0.0, 0))

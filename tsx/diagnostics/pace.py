@@ -21,6 +21,9 @@ class Pace:
         is_ours: whether to look at all.
         max_share: of the time that looks may take.
         first: looks that are taken one after the other.
+
+    Attributes:
+        due_s: when the next look that goes by the time is due, by the clock.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class Pace:
         self._steps = 0
         self._first = first
         self._looks = 0
-        self._due = -math.inf
+        self.due_s = -math.inf
 
     def is_due(self, now: float) -> bool:
         """Count one step and return whether to look at it."""
@@ -56,7 +59,7 @@ class Pace:
             return True
         if self._every is not None:
             return (self._steps - 1) % self._every == 0
-        return now >= self._due
+        return now >= self.due_s
 
     def will_be_due(self, now: float) -> bool:
         """Return whether the step that begins now will be looked at, and hold on to that."""
@@ -64,15 +67,15 @@ class Pace:
             return False
         if self._every is not None:
             return self._steps % self._every == 0
-        self.is_urged = self.is_urged or now >= self._due
+        self.is_urged = self.is_urged or now >= self.due_s
         return self.is_urged
 
     def put_off(self, spent_s: float) -> None:
         """Put the next look off for what steps beside the last one have cost."""
-        self._due += spent_s / self._max_share
+        self.due_s += spent_s / self._max_share
 
     def note(self, spent_s: float, now: float) -> None:
         """Put the next look off until the last one's share of the time is small enough."""
         self._looks += 1
         if self._looks >= self._first:  # the first ones pay for what torch loads
-            self._due = now + max(spent_s / self._max_share, self._period_s)
+            self.due_s = now + max(spent_s / self._max_share, self._period_s)

@@ -41,19 +41,18 @@ class Panel:
         self._sort()
 
     def ask_all(self, method: str, *args: Any, **kwargs: Any) -> None:
-        """Ask everyone who overrides a method; each step does so, hence no more than a loop."""
-        self._ask(self._who[method], *args, **kwargs)
-
-    def ask_constant(self, method: str, *args: Any) -> None:
-        """Ask those who are shown everything."""
-        self._ask(self._constant[method], *args)
-
-    def _ask(
-        self, who: list[tuple[Detector, Callable[..., Any]]], *args: Any, **kwargs: Any
-    ) -> None:
-        for detector, bound in who:
+        """Ask everyone who overrides a method."""
+        for detector, bound in self._who[method]:
             try:
                 bound(*args, **kwargs)
+            except Exception as error:
+                self._take_off(detector, error)
+
+    def ask_constant(self, method: str, *args: Any) -> None:
+        """Ask those who are shown everything; each step does so, hence a loop of its own."""
+        for detector, bound in self._constant[method]:
+            try:
+                bound(*args)
             except Exception as error:
                 self._take_off(detector, error)
 

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from registry.events import Severity
 from tsx.curves.levels import Change, find_plateau, measure_change
 from tsx.diagnostics import schedules
-from tsx.diagnostics.detector import Call, Detector, Kind, Look, Scene, Values
+from tsx.diagnostics.detector import Detector, Kind, Look, Scene, Values
 from tsx.diagnostics.tape import OpSeen
 from tsx.diagnostics.updates import is_measurable
 
@@ -60,7 +60,6 @@ class Plateau(Detector):
         self._losses = array("d")
         self._count = 0
         self._due = _FIRST
-        self._is_training = True
         self._ends: dict[tuple[str, str, str], float] = {}  # op, module, where: share at an end
         self._labels: Counter[int] = Counter()
         self._variance: list[float] = []  # of the targets of each traced call
@@ -71,10 +70,6 @@ class Plateau(Detector):
         }
         self._has_gradient = True
         self._rate: float | None = None  # half way to where the losses are judged
-
-    def after_call(self, call: Call) -> None:
-        """Note whether losses are of training."""
-        self._is_training = call.is_training and call.is_grad
 
     def saw_function(self, seen: OpSeen) -> None:
         """See how much of an output is at its ends, and what the labels are."""
@@ -102,7 +97,7 @@ class Plateau(Detector):
 
     def saw_loss(self, loss: float, step: int) -> None:
         """Keep a loss."""
-        if not self._is_training or not math.isfinite(loss):
+        if not self.scene.trains or not math.isfinite(loss):
             return
         self._count += 1
         every = 1 + (self._count - 1) // _MAX_LOSSES

@@ -64,8 +64,10 @@ class _Course:
     def add(self, rate: float) -> None:
         """Take the rate of one more step."""
         if self.steps:
-            self.smallest_rise = min(self.smallest_rise, rate - self.last)
-            self.largest_rise = max(self.largest_rise, rate - self.last)
+            rise = rate - self.last
+            if not self.smallest_rise <= rise <= self.largest_rise:
+                self.smallest_rise = min(self.smallest_rise, rise)
+                self.largest_rise = max(self.largest_rise, rise)
         else:
             self.first = rate
         self.steps += 1
@@ -119,7 +121,8 @@ class Rates(Detector):
         is_known = is_at_top or course.wanted > 0 or course.last >= _ADAPTIVE_TOO_HIGH
         if is_known and not course.is_judged:
             self._judge(course)
-        self._judge_spent(course)
+        if course.in_a_row >= _MICRO_STEPS:
+            self._judge_spent(course)
 
     def close(self, *, is_whole: bool) -> None:
         """Judge warm-ups that the run did not outlast."""
@@ -146,7 +149,7 @@ class Rates(Detector):
 
     def _judge_spent(self, course: _Course) -> None:
         """Report a schedule that micro-batches have used up."""
-        if course.in_a_row < _MICRO_STEPS or course.last > _SPENT * course.highest:
+        if course.last > _SPENT * course.highest:
             return
         course.in_a_row = 0
         self.scene.report(

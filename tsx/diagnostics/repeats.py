@@ -103,7 +103,8 @@ class RepeatedData(Detector):
 
     def before_call(self, call: Call) -> None:
         """Take a checksum of what the call is given."""
-        self._finish_asking()
+        if self._asks:
+            self._finish_asking()
         if self._is_meant or not (call.is_training and call.is_grad) or self._is_told:
             return
         given = _list_telling(call)

@@ -48,10 +48,13 @@ class Rewinder:
         self._count = 0
         self._last: dict[str, Any] = {}  # states of generators by name
         self._drawn: set[str] = set()  # generators that somebody draws from
+        self._is_still = False  # calls change nothing that is kept here
 
     def take(self, *, whole: bool = False) -> Moment:
         """Return this moment; a `whole` one has the state of every generator."""
         self._count += 1
+        if self._is_still and self._count % AGAIN and not whole:
+            return _STILL
         states = {n: get() for n, get in _GENERATORS.items()} if whole else self._take_generators()
         return Moment(
             cpu=states.get("torch"),
@@ -64,7 +67,9 @@ class Rewinder:
     def _take_generators(self) -> dict[str, Any]:
         """Return the states of the host's generators, without those that nobody draws from."""
         if self._count > TRIED and self._count % AGAIN:
+            self._is_still = not (self._drawn or self._changing or _uses_cuda())
             return {name: _GENERATORS[name]() for name in self._drawn}
+        self._is_still = False  # to be found out anew
         states = {name: get() for name, get in _GENERATORS.items()}
         for name, state in states.items():
             if name in self._last and not _is_equal(self._last[name], state):
@@ -172,8 +177,11 @@ _GENERATORS: dict[str, Callable[[], Any]] = {
 }
 
 
+_STILL = Moment(cpu=None, cuda=[], python=None, numpy=None, buffers={})
+
+
 def _uses_cuda() -> bool:
-    return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def run_eagerly() -> AbstractContextManager[Any]:

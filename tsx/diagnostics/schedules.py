@@ -52,9 +52,14 @@ def find_rule(scheduler: Any) -> Any:
 
 def find_rate(optimizer: Optimizer) -> float | None:
     """Return the largest rate of an optimizer's groups, None where an accelerator has them."""
-    rates = [group.get("lr") for group in optimizer.param_groups]
-    host = [r for r in rates if not isinstance(r, torch.Tensor) or r.device.type == "cpu"]
-    return max((float(rate) for rate in host if rate is not None), default=None)
+    highest: float | None = None
+    for group in optimizer.param_groups:  # each step asks: a plain loop is the fastest
+        rate = group.get("lr")
+        if rate is None or (isinstance(rate, torch.Tensor) and not rate.is_cpu):
+            continue
+        if highest is None or rate > highest:
+            highest = float(rate)
+    return highest
 
 
 def _wrap(kind: type) -> None:

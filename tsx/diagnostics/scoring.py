@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import KeysView, Mapping
 from functools import lru_cache
 from types import FrameType
 from typing import Any
@@ -43,14 +43,19 @@ class Scoring:
         self.line = ""
         self.is_right = False
         self._model = model
+        self._plain: KeysView[str] | None = None  # keys of a line
         self._steps: list[int] = []  # of the last two lines with a score
         self._events = 0
         self._looks = 0
 
     def saw_values(self, values: Mapping[str, Any], step: int) -> None:
         """Note when scores are logged."""
+        if values.keys() == self._plain:  # a line like one before, without a score
+            return
         is_score = any(_is_score(key) for key in values)
-        if is_score and self._steps[-1:] != [step]:
+        if not is_score:
+            self._plain = dict.fromkeys(values).keys()
+        elif self._steps[-1:] != [step]:
             self._steps = [*self._steps[-1:], step]
 
     def end_step(self, step: int) -> None:

@@ -44,7 +44,8 @@ class SkippedSteps(Detector):
             self._spy.end()
             self._scaler = self._spy.scaler or self._scaler
             self._spy = None
-        self._report()
+        if self._scales:
+            self._report()
 
     def after_call(self, call: Call) -> None:
         """Look at the backward pass, if no step has come for a while."""
@@ -62,7 +63,8 @@ class SkippedSteps(Detector):
         """A step has come after all."""
         self._stepped = step
         self._scales = []
-        self._unhook()
+        if self._hook is not None:
+            self._unhook()
 
     def close(self, *, is_whole: bool) -> None:
         """The run is over."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +30,7 @@ _CALLS = 8  # micro-batches of the step under way that are kept
 _OFF_SCALE = 4.0  # times the usual root mean square of a batch: series and pictures vary by less
 _RAISED = 3.0  # times the rate of the step before: no warm-up rises so, but from 0
 _RECENT = 4  # steps from a cause to the leap it makes
-_MOMENTS = ("exp_avg", "momentum_buffer", "square_avg", "sum")
+_MOMENTS = frozenset(("exp_avg", "momentum_buffer", "square_avg", "sum"))
 _TOUCHES_STATE = re.compile(
     r"\.state\b.*(\.clear\(|=)|load_state_dict\(|\boptim\.\w+\(|\bdel\b.*\.state\b"
     r"|\b(Adam\w*|SGD|RMSprop|Adagrad|Muon|Adafactor|Lion)\("
@@ -77,7 +76,6 @@ class LossSpike(Detector):
         self._calls: deque[Call] = deque(maxlen=_CALLS)  # of the step under way
         self._off: dict[str, float] = {}  # of the last step that was off scale, where looked at
         self._off_step = -1
-        self._is_training = True
         self._seen: dict[int, _Seen] = {}
         self._rules: dict[int, tuple[str, str]] = {}  # of an optimizer: rule, and who stepped it
         schedules.listen(self._saw_schedule)
@@ -93,8 +91,7 @@ class LossSpike(Detector):
 
     def after_call(self, call: Call) -> None:
         """Keep the batch until the step is over, and on steps that are looked at its scale."""
-        self._is_training = call.is_training and call.is_grad
-        if not self._is_training:
+        if not self.scene.trains:
             return
         self._calls.append(call)
         if call.is_looked:
@@ -107,7 +104,9 @@ class LossSpike(Detector):
     def end_step(self, optimizer: Optimizer, step: int) -> None:
         """Note rate and state of an optimizer."""
         self._calls.clear()
-        seen = self._seen.setdefault(id(optimizer), _Seen())
+        seen = self._seen.get(id(optimizer))
+        if seen is None:
+            seen = self._seen[id(optimizer)] = _Seen()
         rate = schedules.find_rate(optimizer) or 0.0
         if 0 < _RAISED * seen.rate <= rate:
             seen.raised_step, seen.raised = step, (seen.rate, rate)
@@ -118,7 +117,7 @@ class LossSpike(Detector):
 
     def saw_loss(self, loss: float, step: int) -> None:
         """Hold a loss against those before it."""
-        if not self._is_training:
+        if not self.scene.trains:
             return
         spike = self._watch.push(step, loss)
         if spike is not None:
@@ -237,5 +236,6 @@ def _measure_scales(call: Call) -> dict[str, float]:
 
 def _has_moments(optimizer: Optimizer) -> bool:
     """Return whether an optimizer remembers anything of gradients before."""
-    held: Mapping[str, Any] = next(iter(optimizer.state.values()), {})
-    return any(name in held for name in _MOMENTS)
+    for held in optimizer.state.values():  # the first one stands for all
+        return not _MOMENTS.isdisjoint(held)
+    return False

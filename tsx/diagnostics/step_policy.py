@@ -33,6 +33,7 @@ class StepPolicy:
     Attributes:
         finding: what was said last of a step that is not finite.
         skipped: steps that were left out.
+        is_suspect: a loss of the step under way was not finite.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class StepPolicy:
         self.finding: Finding | None = None
         self.skipped = 0
         self._is_bad_loss = False
-        self._is_suspect = False
+        self.is_suspect = False
 
     @property
     def is_halting(self) -> bool:
@@ -59,7 +60,7 @@ class StepPolicy:
     def saw_loss(self, *, is_bad: bool) -> None:
         """Take note of a loss of the step under way."""
         self._is_bad_loss = is_bad
-        self._is_suspect = self._is_suspect or is_bad
+        self.is_suspect = self.is_suspect or is_bad
 
     def note(self, finding: Finding) -> None:
         """Take note of what was found, and pass it on to be said."""
@@ -110,11 +111,13 @@ class StepPolicy:
             optimizer: about to step.
             is_seen: its gradients seem not to be finite.
         """
+        if not (is_seen or self.is_suspect):  # nearly always
+            return False
         if not self.is_active or getattr(optimizer, "grad_scale", None) is not None:
             return False
         if self._is_bad_loss:
             return True
-        return (is_seen or self._is_suspect) and has_bad_gradients(optimizer)
+        return has_bad_gradients(optimizer)
 
     def make_error(self, step: int, what: str) -> Diverged:
         """Return what ends the training."""
@@ -130,7 +133,7 @@ class StepPolicy:
 
     def end_step(self) -> None:
         """The optimizer has stepped, or was kept from it."""
-        self._is_bad_loss = self._is_suspect = False
+        self._is_bad_loss = self.is_suspect = False
 
 
 def has_bad_gradients(optimizer: Optimizer) -> bool:

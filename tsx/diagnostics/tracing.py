@@ -20,6 +20,9 @@ class Tracer:
         model: that is watched.
         panel: of the detectors.
         is_compiled: parts of the model are: one call is traced beside the training's own.
+
+    Attributes:
+        is_due: the next call that trains is traced.
     """
 
     def __init__(self, model: nn.Module, panel: Panel, *, is_compiled: bool) -> None:
@@ -27,13 +30,8 @@ class Tracer:
         self._panel = panel
         self._is_compiled = is_compiled
         self._training_calls = 0
+        self.is_due = True
         self._traces = 0
-
-    @property
-    def is_due(self) -> bool:
-        """Whether the next call that trains is traced."""
-        number = self._training_calls + 1
-        return number & (number - 1) == 0 and not (self._is_compiled and self._traces)
 
     def run(self, call: Call) -> Any:
         """Return what a call returns; it is traced if it is its turn."""
@@ -41,9 +39,12 @@ class Tracer:
             return call.fn(*call.args, **call.kwargs)
         is_due = self.is_due
         self._training_calls += 1
+        number = self._training_calls + 1  # of the next one
+        self.is_due = number & (number - 1) == 0 and not (self._is_compiled and self._traces)
         if not is_due or not is_traceable():
             return call.fn(*call.args, **call.kwargs)
         self._traces += 1
+        self.is_due = self.is_due and not self._is_compiled
         tape = Tape(self._traces, self._model, self._panel.detectors, self._panel.ask_one)
         if self._is_compiled:
             self._rehearse(tape, call)

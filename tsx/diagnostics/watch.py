@@ -141,7 +141,7 @@ class Watch:
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         is_seen = self._look_before(optimizer)
-        if is_seen is not None:
+        if is_seen or (is_seen is not None and self.policy.is_suspect):
             self.policy.apply(optimizer, self.scene.reports, is_seen=is_seen)
 
     def _look_before(self, optimizer: Optimizer) -> bool | None:
@@ -155,8 +155,8 @@ class Watch:
             is_due = pace.is_due(began)
             if not pace.is_ours:
                 return None
-            is_asked = self.postmortem is not None or self.policy.is_active
-            is_bad = is_asked and self._guard.sees_bad(optimizer)
+            if self.postmortem is not None or self.policy.is_active:
+                is_bad = self._guard.sees_bad(optimizer)
             if not (is_due or is_bad):
                 return False
             with torch.no_grad():
@@ -198,7 +198,8 @@ class Watch:
                 ended = self._clock()
                 pace.note(self._spent_s + ended - began, ended)
             self.engine.end_step(optimizer)
-            pace.put_off(self.engine.take_spent_s())
+            spent_s, self.engine.spent_s = self.engine.spent_s, 0.0
+            pace.put_off(spent_s)
             self._begin_next()
         except Exception as error:
             self._give_up(error)

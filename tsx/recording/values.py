@@ -89,6 +89,10 @@ def read_number(value: Any) -> float | Tensor:
     kind = type(value)
     if kind is float:
         return value  # type: ignore[no-any-return]
+    torch = sys.modules.get("torch")
+    is_tensor = torch is not None and kind is torch.Tensor
+    if is_tensor and value.ndim == 0 and value.is_floating_point() and not is_late(value):
+        return float(value.item())  # a loss, each step: the short way
     if kind is int or kind is bool:
         return to_float(value)
     if isinstance(value, str | bytes) or value is None:
@@ -160,7 +164,7 @@ def _read_scalar(value: Any) -> float | Tensor:
 
 def is_late(tensor: Tensor) -> bool:
     """Return whether reading a tensor would wait for a device."""
-    return tensor.device.type != "cpu"
+    return not tensor.is_cpu
 
 
 def to_float(value: Any) -> float:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from registry.events import Finding, RunPrepared, Severity
 from tsx.cli.output import clean
@@ -107,14 +107,15 @@ class Watching:
 
     def compute(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See `Run.compute`."""
-        self._halt()
+        if self._diverged is not None:
+            self._halt()
         step = self._lines.step + 1
         self.last_call = Call(fn, args, kwargs, step)
         self._remember(fn, args, kwargs)
         try:
             if self._watches:
                 engine = self._watches[0].engine
-                result = cast(T, engine.compute(fn, args, kwargs, _find_loss))
+                result: T = engine.compute(fn, args, kwargs, _find_loss)
             else:
                 result = fn(*args, **kwargs)
         except BaseException as error:
@@ -125,7 +126,8 @@ class Watching:
             self._check_loss(result, step)
         except Exception as error:
             self._fail("compute", error)
-        self._halt()
+        if self._diverged is not None:
+            self._halt()
         return result
 
     def _halt(self) -> None:
@@ -163,14 +165,16 @@ class Watching:
         """Look at the loss that a result holds, if any: on the host at once, else later."""
         torch = sys.modules.get("torch")
         trains = torch is not None and torch.is_grad_enabled()
-        with contextlib.suppress(Refused):
+        try:
             loss = read_number(_find_loss(result))
-            if isinstance(loss, float):
-                self._judge(loss, step, trains=trains, is_at_hand=True)
-            else:
-                self._lines.read_late(
-                    loss.detach().clone(), lambda value: self._judge(value, step, trains=trains)
-                )
+        except Refused:
+            return
+        if isinstance(loss, float):
+            self._judge(loss, step, trains=trains, is_at_hand=True)
+        else:
+            self._lines.read_late(
+                loss.detach().clone(), lambda value: self._judge(value, step, trains=trains)
+            )
 
     def _judge(self, loss: float, step: int, *, trains: bool, is_at_hand: bool = False) -> None:
         """Tell of a loss that is not finite, once until it is finite again.
@@ -220,16 +224,7 @@ class Watching:
                     return found
             except Exception as error:
                 self._fail("nan-origin", error)
-        return Finding(
-            time=time.time(),
-            kind="non-finite",
-            severity=Severity.ERROR,
-            step=step,
-            phase="forward",
-            cause="the loss that run.compute returned is not finite",
-            evidence={"loss": loss},
-            fix="lower the learning rate, or look at the batch of this step",
-        )
+        return _make_finding(loss, step)
 
     def _say(self, finding: Finding) -> None:
         """Say on stderr what was found, unless it is a remark."""
@@ -274,11 +269,26 @@ def _is_lazy(param: Tensor) -> bool:
     return bool(sys.modules["torch"].nn.parameter.is_lazy(param))
 
 
+def _make_finding(loss: float, step: int) -> Finding:
+    """Return what is said of a loss that is not finite where nobody knows more."""
+    return Finding(
+        time=time.time(),
+        kind="non-finite",
+        severity=Severity.ERROR,
+        step=step,
+        phase="forward",
+        cause="the loss that run.compute returned is not finite",
+        evidence={"loss": loss},
+        fix="lower the learning rate, or look at the batch of this step",
+    )
+
+
 def _find_loss(result: Any) -> Any:
     """Return what may be the loss in a result: itself, the first of a tuple, "loss" or .loss."""
-    if isinstance(result, Mapping):
-        return result.get("loss")
-    if isinstance(result, tuple | list):
+    if isinstance(result, (tuple, list)):
         return result[0] if result else None
     held = getattr(result, "loss", None)
-    return result if held is None or callable(held) else held
+    if held is not None and not callable(held):
+        return held
+    is_mapping = hasattr(result, "keys") and isinstance(result, Mapping)  # no tensor is asked
+    return result.get("loss") if is_mapping else result
