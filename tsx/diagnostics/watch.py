@@ -94,9 +94,8 @@ class Watch:
             names=self._names,
             modules={id(module): name for name, module in self.model.named_modules()},
         )
-        own: list[Detector] = []
-        if config is None:
-            own.append(GradNorm(self.scene, lambda: self.is_explained, self.explain_gradients))
+        norm = GradNorm(self.scene, lambda: self.is_explained, self.explain_gradients)
+        own: list[Detector] = [norm] if config is None else []
         self.engine = Engine(
             self.scene,
             [*own, *make_detectors(self.scene)],
