@@ -28,7 +28,7 @@ import torch
 from benchmarks.diagnosis_rivals import SCORED, TIMED, Onlooker, Tsx
 from benchmarks.plain_loops import SIZES, OwnClock, PlainLoop, QuietRun, Size
 from tests.faults.plant import Healthy, Plant, list_healthy, list_plants
-from tsx.diagnostics.origin import KIND
+from tsx.diagnostics.nonfinite.origin import KIND
 
 THREADS = 2
 WARM_UP = 5  # steps of each loop that are not counted

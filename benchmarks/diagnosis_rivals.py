@@ -32,7 +32,7 @@ from benchmarks.plain_loops import QuietRun
 from tests.faults.plant import ROOT, Healthy, PlainRun, Plant, play
 from tests.faults.watched import WatchedLines, WatchedRun, list_alarms
 from tsx import __version__
-from tsx.diagnostics.origin import KIND
+from tsx.diagnostics.nonfinite.origin import KIND
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _OUTSIDE = ("site-packages", "tests/faults/plant.py", "diagnosis_rivals.py", "runpy")

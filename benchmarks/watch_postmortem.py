@@ -16,7 +16,7 @@ from benchmarks.part_times import Ledger
 from tests.faults.watched import WatchedLines
 from tsx.config import ModelConfig, Precision
 from tsx.data.windows import Batch
-from tsx.diagnostics.postmortem import Postmortem
+from tsx.diagnostics.nonfinite.postmortem import Postmortem
 from tsx.model.forecaster import build_forecaster
 from tsx.trainer.objective import DeviceBatch, compute_loss, move_batch, weigh
 

@@ -10,7 +10,7 @@ import typer
 from tsx.cli import output
 
 if TYPE_CHECKING:
-    from tsx.diagnostics.dump import Dump
+    from tsx.diagnostics.nonfinite.dump import Dump
     from tsx.trainer.replaying import Replayed
 
 EXAMPLES = (
@@ -195,7 +195,10 @@ def make_snippet(dump: Dump) -> str:
     """Return the lines that load a dump and make its call again."""
     name = dump.facts.function.rpartition(".")[2]
     call = name if name.isidentifier() else "compute_loss"
-    lines = ["from tsx.diagnostics.dump import load_dump", f"dump = load_dump({str(dump.path)!r})"]
+    lines = [
+        "from tsx.diagnostics.nonfinite.dump import load_dump",
+        f"dump = load_dump({str(dump.path)!r})",
+    ]
     if dump.facts.why_no_weights:
         lines.append("dump.rewind()  # random generators; load the weights of then yourself")
     else:

@@ -10,7 +10,7 @@ from tsx.cli import output
 from tsx.cli.output import Cell, Column
 
 if TYPE_CHECKING:
-    from tsx.diagnostics.weights_audit import ClassRow
+    from tsx.diagnostics.weights.audit import ClassRow
     from tsx.trainer.weight_comparison import Comparison, Place
 
 _WHICH = re.compile(r"last|best|[0-9]{1,18}")

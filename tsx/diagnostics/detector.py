@@ -38,7 +38,7 @@ from tsx.diagnostics.arguments import name_arguments
 if TYPE_CHECKING:
     from tsx.config import RunConfig
     from tsx.diagnostics.reports import Reports
-    from tsx.diagnostics.tape import OpSeen, Tape
+    from tsx.diagnostics.tracing.tape import OpSeen, Tape
 
 Values = Mapping[str, Tensor | float]
 

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from tsx.diagnostics.detector import Call, Detector, Look, Scene
 from tsx.diagnostics.panel import Panel
-from tsx.diagnostics.tracing import Tracer
+from tsx.diagnostics.tracing.cadence import Tracer
 
 MAX_LINES = 256  # logged and not yet seen
 FIRST_STEPS = 64  # that are shown whole: what is wrong from the start shows there

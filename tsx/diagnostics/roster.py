@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-from tsx.diagnostics.accumulation import Accumulation
-from tsx.diagnostics.attention import AttentionAudit
-from tsx.diagnostics.aux_scale import AuxScale
-from tsx.diagnostics.backends import AttentionBackend
-from tsx.diagnostics.buffers import BufferDrift
-from tsx.diagnostics.compilation import Compilation
-from tsx.diagnostics.contract import LossContract
-from tsx.diagnostics.data_quality import DataQuality
+from tsx.diagnostics.data.labels import NeverTrained
+from tsx.diagnostics.data.quality import DataQuality
+from tsx.diagnostics.data.repeated_noise import RepeatedNoise
+from tsx.diagnostics.data.repeats import RepeatedData
+from tsx.diagnostics.data.targets import TargetShift
+from tsx.diagnostics.data.trained_gaps import TrainedGaps
 from tsx.diagnostics.detector import Detector, Scene
-from tsx.diagnostics.first_loss import LossAtInit
-from tsx.diagnostics.frozen import Frozen
-from tsx.diagnostics.init_scale import InitScale
-from tsx.diagnostics.intervals import Intervals
-from tsx.diagnostics.labels import NeverTrained
-from tsx.diagnostics.leaks import Leaks
-from tsx.diagnostics.memory import KeptGraphs, OutOfMemory
-from tsx.diagnostics.modes import Modes
-from tsx.diagnostics.overfit import Overfit
-from tsx.diagnostics.pauses import Pauses
-from tsx.diagnostics.plateaus import Plateau
-from tsx.diagnostics.precision import Precision
-from tsx.diagnostics.rates import Rates
-from tsx.diagnostics.reach import LossReach
-from tsx.diagnostics.reads import Reads
-from tsx.diagnostics.repeated_noise import RepeatedNoise
-from tsx.diagnostics.repeats import RepeatedData
-from tsx.diagnostics.routing import Routing
-from tsx.diagnostics.skipped_steps import SkippedSteps
-from tsx.diagnostics.spikes import LossSpike
-from tsx.diagnostics.targets import TargetShift
-from tsx.diagnostics.tied import TiedWeights
-from tsx.diagnostics.trained_gaps import TrainedGaps
-from tsx.diagnostics.updates import UpdateRatio
+from tsx.diagnostics.frozen.parameters import Frozen
+from tsx.diagnostics.frozen.skipped_steps import SkippedSteps
+from tsx.diagnostics.loop.accumulation import Accumulation
+from tsx.diagnostics.loop.intervals import Intervals
+from tsx.diagnostics.loop.modes import Modes
+from tsx.diagnostics.loop.rates import Rates
+from tsx.diagnostics.loop.updates import UpdateRatio
+from tsx.diagnostics.loss.contract import LossContract
+from tsx.diagnostics.loss.first_loss import LossAtInit
+from tsx.diagnostics.loss.overfit import Overfit
+from tsx.diagnostics.loss.plateaus import Plateau
+from tsx.diagnostics.loss.reach import LossReach
+from tsx.diagnostics.loss.spikes import LossSpike
+from tsx.diagnostics.masks.attention import AttentionAudit
+from tsx.diagnostics.masks.leaks import Leaks
+from tsx.diagnostics.resources.backends import AttentionBackend
+from tsx.diagnostics.resources.compilation import Compilation
+from tsx.diagnostics.resources.memory import KeptGraphs, OutOfMemory
+from tsx.diagnostics.resources.pauses import Pauses
+from tsx.diagnostics.resources.precision import Precision
+from tsx.diagnostics.resources.reads import Reads
+from tsx.diagnostics.resources.waste import PaddingWaste, RebuiltTables, TracedWaste
+from tsx.diagnostics.routing.aux_scale import AuxScale
+from tsx.diagnostics.routing.expert_load import Routing
 from tsx.diagnostics.variants import Variants
-from tsx.diagnostics.waste import PaddingWaste, RebuiltTables, TracedWaste
+from tsx.diagnostics.weights.buffers import BufferDrift
+from tsx.diagnostics.weights.init_scale import InitScale
+from tsx.diagnostics.weights.tied import TiedWeights
 
 DETECTORS: tuple[type[Detector], ...] = (
     UpdateRatio,

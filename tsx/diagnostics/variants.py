@@ -23,9 +23,9 @@ from torch.overrides import TorchFunctionMode
 
 from registry.events import Finding, Severity
 from tsx.diagnostics.detector import Detector, Kind, Scene
-from tsx.diagnostics.origin import shorten
-from tsx.diagnostics.replay import Rewinder
-from tsx.diagnostics.trace import find_line
+from tsx.diagnostics.tracing.places import shorten
+from tsx.diagnostics.tracing.replay import Rewinder
+from tsx.diagnostics.tracing.trace import find_line
 from tsx.model.experts import Experts
 from tsx.model.router import Routing
 

@@ -28,13 +28,13 @@ from registry.events import Finding
 from tsx.config import OnNonFinite
 from tsx.diagnostics.detector import Declared, Detector, Look, Scene, Voice
 from tsx.diagnostics.engine import Engine, has_compiled_parts
-from tsx.diagnostics.grad_guard import GradGuard
-from tsx.diagnostics.grad_norm import GradNorm
+from tsx.diagnostics.nonfinite.grad_guard import GradGuard
+from tsx.diagnostics.nonfinite.grad_norm import GradNorm
+from tsx.diagnostics.nonfinite.postmortem import Postmortem
+from tsx.diagnostics.nonfinite.step_policy import StepPolicy, is_bad_number
 from tsx.diagnostics.pace import Pace
-from tsx.diagnostics.postmortem import Postmortem
 from tsx.diagnostics.reports import Reports
 from tsx.diagnostics.roster import make_detectors
-from tsx.diagnostics.step_policy import StepPolicy, is_bad_number
 
 if TYPE_CHECKING:
     from tsx.config import RunConfig

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry.events import Artifact
-from tsx.diagnostics.dump import KIND, DumpFacts, DumpFolder, list_weights, name_number
-from tsx.diagnostics.origin import shorten
-from tsx.diagnostics.packing import Packer
+from tsx.diagnostics.nonfinite.dump import KIND, DumpFacts, DumpFolder, list_weights, name_number
+from tsx.diagnostics.nonfinite.packing import Packer
+from tsx.diagnostics.tracing.places import shorten
 from tsx.recording.lines import RunLines
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tsx.diagnostics.postmortem import HeldCall
+    from tsx.diagnostics.nonfinite.postmortem import HeldCall
 
 MAX_BATCH_BYTES = 256 * 2**20
 MAX_WEIGHT_BYTES = 2 * 2**30

@@ -25,7 +25,7 @@ from tsx.recording.values import Refused, read_number
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from tsx.diagnostics.postmortem import Postmortem
+    from tsx.diagnostics.nonfinite.postmortem import Postmortem
     from tsx.diagnostics.watch import Watch
 
 P = ParamSpec("P")
@@ -73,7 +73,7 @@ class Watching:
         try:
             from tsx.config import OnNonFinite
             from tsx.diagnostics.detector import Declared
-            from tsx.diagnostics.postmortem import Postmortem
+            from tsx.diagnostics.nonfinite.postmortem import Postmortem
             from tsx.diagnostics.watch import Watch, unwrap
 
             if every is not None and (not isinstance(every, int) or every < 1):
@@ -243,7 +243,7 @@ class Watching:
 def describe_models(models: list[nn.Module]) -> RunPrepared:
     """Return what the watched models are: parameters, device, precision."""
     torch = sys.modules["torch"]
-    from tsx.diagnostics.updates import is_measurable
+    from tsx.diagnostics.loop.updates import is_measurable
     from tsx.perf.device import find_device_name
 
     params: dict[int, Tensor] = {

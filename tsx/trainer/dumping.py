@@ -11,9 +11,9 @@ import torch
 from registry.events import Artifact
 from tsx import config as configs
 from tsx.data.windows import Batch
-from tsx.diagnostics.dump import KIND, DumpFacts, list_weights, name_number
-from tsx.diagnostics.packing import Packer
-from tsx.diagnostics.replay import Moment
+from tsx.diagnostics.nonfinite.dump import KIND, DumpFacts, list_weights, name_number
+from tsx.diagnostics.nonfinite.packing import Packer
+from tsx.diagnostics.tracing.replay import Moment
 from tsx.trainer.checkpoint import MODEL
 from tsx.trainer.session import Session
 

@@ -22,9 +22,15 @@ from registry.events import Finding
 from tsx import config as configs
 from tsx.config import Precision, RunConfig
 from tsx.data.windows import Batch
-from tsx.diagnostics.dump import Dump, DumpDamagedError, DumpFolder, load_dump, name_number
-from tsx.diagnostics.nonfinite import describe, is_finite_step
-from tsx.diagnostics.origin import Origin, describe_origin, find_origin
+from tsx.diagnostics.nonfinite.bad_step import describe, is_finite_step
+from tsx.diagnostics.nonfinite.dump import (
+    Dump,
+    DumpDamagedError,
+    DumpFolder,
+    load_dump,
+    name_number,
+)
+from tsx.diagnostics.nonfinite.origin import Origin, describe_origin, find_origin
 from tsx.errors import ConfigError
 from tsx.model.forecaster import Forecaster, build_forecaster
 from tsx.perf.attention_kernel import find_kernel, forced_kernel

@@ -20,8 +20,8 @@ from tsx.config import Precision, RunConfig
 from tsx.data.corpus import Corpus, open_corpus
 from tsx.data.stream import BatchStream
 from tsx.diagnostics.config_lint import DataFacts, lint
-from tsx.diagnostics.dump import DumpFolder
-from tsx.diagnostics.replay import Rewinder
+from tsx.diagnostics.nonfinite.dump import DumpFolder
+from tsx.diagnostics.tracing.replay import Rewinder
 from tsx.errors import ConfigError, DataError
 from tsx.model import official
 from tsx.model.forecaster import Forecaster, build_forecaster

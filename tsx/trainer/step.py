@@ -16,9 +16,9 @@ from torch import Tensor
 from registry.events import Finding, Severity
 from tsx.config import OnNonFinite
 from tsx.data.windows import Batch
-from tsx.diagnostics.nonfinite import describe, is_finite_step
-from tsx.diagnostics.origin import KIND, Origin, describe_origin
-from tsx.diagnostics.replay import Moment
+from tsx.diagnostics.nonfinite.bad_step import describe, is_finite_step
+from tsx.diagnostics.nonfinite.origin import KIND, Origin, describe_origin
+from tsx.diagnostics.tracing.replay import Moment
 from tsx.trainer import optim
 from tsx.trainer.dumping import dump_step
 from tsx.trainer.objective import StepLoss, accumulate_gradients, read_router_metrics

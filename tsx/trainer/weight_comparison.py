@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry.events import Finding
-from tsx.diagnostics.weights_audit import ClassRow, Weights, measure, summarise
-from tsx.diagnostics.weights_findings import list_findings
+from tsx.diagnostics.weights.audit import ClassRow, Weights, measure, summarise
+from tsx.diagnostics.weights.findings import list_findings
 from tsx.errors import ConfigError
 from tsx.trainer.weight_files import (
     HeldWeights,

@@ -1,4 +1,4 @@
-"""States of a model on the disk, opened for `tsx.diagnostics.weights_audit`.
+"""States of a model on the disk, opened for `tsx.diagnostics.weights.audit`.
 
 A tsx checkpoint, the folder of a run (its newest whole one), a folder of official weights, or any
 single safetensors file. Tensors are read one at a time, whatever their dtype. Pickled weights are
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tsx.config import RunConfig, decode
-from tsx.diagnostics.weights_audit import AdamFacts
+from tsx.diagnostics.weights.audit import AdamFacts
 from tsx.errors import ConfigError, TsxError
 from tsx.model import official
 from tsx.model.forecaster import build_forecaster
@@ -37,7 +37,7 @@ SUFFIX = ".safetensors"
 
 
 class StoredWeights:
-    """Tensors of safetensors files; see `tsx.diagnostics.weights_audit.Weights`.
+    """Tensors of safetensors files; see `tsx.diagnostics.weights.audit.Weights`.
 
     Args:
         files: to read; no name may be in two of them.
@@ -108,7 +108,7 @@ class StoredWeights:
 
 
 class HeldWeights:
-    """Tensors in memory; see `tsx.diagnostics.weights_audit.Weights`."""
+    """Tensors in memory; see `tsx.diagnostics.weights.audit.Weights`."""
 
     def __init__(self, tensors: Mapping[str, Tensor], label: str, step: int | None = None) -> None:
         self.label = label

@@ -11,7 +11,7 @@ import torch
 from registry.events import Finding
 from tsx import api, errors
 from tsx.cli.main import main
-from tsx.diagnostics.dump import load_dump
+from tsx.diagnostics.nonfinite.dump import load_dump
 from tsx.recording.lines import RunLines
 from tsx.recording.watching import Watching
 
@@ -212,7 +212,7 @@ def test_a_disk_that_takes_nothing_costs_the_dump_alone(run, loop, read, monkeyp
     def refuse(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tsx.diagnostics.dump.save_file", refuse)
+    monkeypatch.setattr("tsx.diagnostics.nonfinite.dump.save_file", refuse)
     run.watch(loop.model, loop.optimizer, every=1, on_nonfinite="skip")
     loop.batch["y"][3] = math.nan
     loop.step(run, 1)

@@ -360,7 +360,7 @@ def test_a_compiled_model_is_watched_under_its_own_names(run, make_model, list_f
 
 
 def test_large_models_are_sampled(run, monkeypatch):
-    monkeypatch.setattr("tsx.diagnostics.updates.SAMPLE", 100)
+    monkeypatch.setattr("tsx.diagnostics.loop.updates.SAMPLE", 100)
     model = torch.nn.Linear(50, 40, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     run.watch(model, optimizer, every=1)

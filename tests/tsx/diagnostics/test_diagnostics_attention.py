@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.faults.watched import WatchedLines
-from tsx.diagnostics.attention import AttentionAudit
-from tsx.diagnostics.attention_sites import find_allowed
-from tsx.diagnostics.padding import find_padding
-from tsx.diagnostics.tape import OpSeen
+from tsx.diagnostics.masks.attention import AttentionAudit
+from tsx.diagnostics.masks.attention_sites import find_allowed
+from tsx.diagnostics.masks.padding import find_padding
+from tsx.diagnostics.tracing.tape import OpSeen
 
 pytestmark = pytest.mark.trainer
 

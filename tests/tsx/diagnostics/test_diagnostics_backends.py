@@ -11,7 +11,7 @@ from torch import nn
 
 from registry.events import Severity
 from tests.faults.watched import WatchedLines
-from tsx.diagnostics import backends
+from tsx.diagnostics.resources import backends
 
 pytestmark = pytest.mark.trainer
 

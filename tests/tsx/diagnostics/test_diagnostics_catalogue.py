@@ -28,7 +28,7 @@ def test_every_kind_that_is_reported_is_told_of():
     known = {kind.name for kind in catalogue.list_kinds()} | OTHER_RECORDS
     said = {}
     for room in ROOMS:
-        for path in (ROOT / room).glob("*.py"):
+        for path in (ROOT / room).rglob("*.py"):
             for found in _KIND.finditer(path.read_text(encoding="utf-8")):
                 said[found[1] or found[2]] = path.name
     assert len(said) > 10

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from registry.events import Severity
-from tsx.diagnostics.compilation import Compilation
-from tsx.diagnostics.compiled_lines import Frame, find_assignment, find_use
 from tsx.diagnostics.detector import Declared, Scene
 from tsx.diagnostics.reports import Reports
+from tsx.diagnostics.resources.compilation import Compilation
+from tsx.diagnostics.resources.compiled_lines import Frame, find_assignment, find_use
 
 pytestmark = pytest.mark.trainer
 
@@ -124,7 +124,7 @@ def test_the_line_that_uses_a_counter_is_found_not_its_increment():
 def test_the_compiler_is_not_loaded_for_it():
     program = (
         "import sys, torch\n"
-        "from tsx.diagnostics.compilation import Compilation\n"
+        "from tsx.diagnostics.resources.compilation import Compilation\n"
         "from tsx.diagnostics.detector import Declared, Scene\n"
         "from tsx.diagnostics.reports import Reports\n"
         "voice = type('Voice', (), {'step': 0, 'held': {}})()\n"

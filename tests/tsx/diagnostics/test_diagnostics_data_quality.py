@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.faults.watched import WatchedLines
 from tsx.diagnostics.arguments import name_arguments
-from tsx.diagnostics.batch_stats import is_sentinel, measure_wrapping
+from tsx.diagnostics.data.batch_stats import is_sentinel, measure_wrapping
 
 pytestmark = pytest.mark.trainer
 

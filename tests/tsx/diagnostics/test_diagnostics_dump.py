@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tsx.diagnostics.dump import (
+from tsx.diagnostics.nonfinite.dump import (
     BATCH,
     FACTS,
     WEIGHTS,
@@ -20,8 +20,8 @@ from tsx.diagnostics.dump import (
     list_weights,
     load_dump,
 )
-from tsx.diagnostics.packing import LeftOut, Packer, unpack
-from tsx.diagnostics.replay import Rewinder
+from tsx.diagnostics.nonfinite.packing import LeftOut, Packer, unpack
+from tsx.diagnostics.tracing.replay import Rewinder
 from tsx.errors import ConfigError
 
 pytestmark = pytest.mark.trainer
@@ -118,7 +118,7 @@ def test_facts_that_do_not_hold_are_refused(kept, change):
 
 def test_a_full_disk_leaves_nothing(model, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr("tsx.diagnostics.dump.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("tsx.diagnostics.nonfinite.dump.shutil.disk_usage", lambda path: usage)
     moment, folder = Rewinder(model).take(), DumpFolder(tmp_path)
     with pytest.raises(OSError, match="no room"):
         folder.write(DumpFacts(step=1, source="loop"), Packer(), moment, list_weights(model))

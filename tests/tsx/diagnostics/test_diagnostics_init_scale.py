@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.faults.watched import WatchedLines
-from tsx.diagnostics import first_loss, freshness, init_scale
+from tsx.diagnostics.loss import first_loss
+from tsx.diagnostics.weights import freshness, init_scale
 
 pytestmark = pytest.mark.trainer
 

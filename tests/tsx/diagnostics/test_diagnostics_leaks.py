@@ -12,10 +12,10 @@ from torch import nn
 
 from registry.events import Severity
 from tests.faults.watched import WatchedLines
-from tsx.diagnostics.layout import find_layout, find_shift
-from tsx.diagnostics.leak_trial import MAX_SAMPLES
-from tsx.diagnostics.leaks import Leaks
-from tsx.diagnostics.probes import change, choose_step, count_settled
+from tsx.diagnostics.masks.layout import find_layout, find_shift
+from tsx.diagnostics.masks.leak_trial import MAX_SAMPLES
+from tsx.diagnostics.masks.leaks import Leaks
+from tsx.diagnostics.masks.probes import change, choose_step, count_settled
 
 pytestmark = pytest.mark.trainer
 

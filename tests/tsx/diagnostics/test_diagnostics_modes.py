@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.faults.watched import WatchedLines
-from tsx.diagnostics.modes import drops
+from tsx.diagnostics.loop.modes import drops
 
 pytestmark = pytest.mark.trainer
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from registry.events import Severity
-from tsx.diagnostics.nonfinite import MAX_NAMES, describe, is_finite_step
+from tsx.diagnostics.nonfinite.bad_step import MAX_NAMES, describe, is_finite_step
 
 pytestmark = pytest.mark.trainer
 

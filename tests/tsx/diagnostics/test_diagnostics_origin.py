@@ -9,8 +9,8 @@ import torch
 
 from tests.faults import plant as plants
 from tests.faults.watched import WatchedRun, play_watched
-from tsx.diagnostics.origin import KIND
-from tsx.diagnostics.postmortem import Postmortem
+from tsx.diagnostics.nonfinite.origin import KIND
+from tsx.diagnostics.nonfinite.postmortem import Postmortem
 
 pytestmark = pytest.mark.trainer
 

@@ -12,7 +12,7 @@ from registry.events import Severity
 from tests.faults.plant import list_plants
 from tests.faults.watched import WatchedLines, play_watched
 from tsx.config import decode
-from tsx.diagnostics.memorise import (
+from tsx.diagnostics.loss.memorise import (
     count_directions,
     find_contradictions,
     is_bottleneck,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.faults.watched import WatchedLines
-from tsx.diagnostics.precision import MISMATCH, UPCAST
+from tsx.diagnostics.resources.precision import MISMATCH, UPCAST
 
 pytestmark = [
     pytest.mark.trainer,

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.faults.watched import WatchedLines
-from tsx.diagnostics.checksums import measure_checksum
+from tsx.diagnostics.data.checksums import measure_checksum
 
 pytestmark = pytest.mark.trainer
 

@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 
 from registry.events import Severity
 from tsx.diagnostics.detector import Call, Declared, Scene
-from tsx.diagnostics.memory import KeptGraphs, OutOfMemory, read_wanted
-from tsx.diagnostics.pauses import WINDOW, Pauses
-from tsx.diagnostics.reads import Reads
 from tsx.diagnostics.reports import Reports
-from tsx.diagnostics.waste import find_rebuilding, read_valid_share
+from tsx.diagnostics.resources.memory import KeptGraphs, OutOfMemory, read_wanted
+from tsx.diagnostics.resources.pauses import WINDOW, Pauses
+from tsx.diagnostics.resources.reads import Reads
+from tsx.diagnostics.resources.waste import find_rebuilding, read_valid_share
 
 pytestmark = pytest.mark.trainer
 

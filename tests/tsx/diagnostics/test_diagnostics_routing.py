@@ -9,7 +9,7 @@ from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
 from tests.faults.watched import WatchedLines
-from tsx.diagnostics import aux_scale, routing
+from tsx.diagnostics.routing import aux_scale, expert_load
 
 pytestmark = pytest.mark.trainer
 
@@ -81,7 +81,7 @@ class Rig:
 
     def found(self):
         self.run.close()
-        kinds = (routing.KIND.name, aux_scale.KIND.name, "detector-failed")
+        kinds = (expert_load.KIND.name, aux_scale.KIND.name, "detector-failed")
         found = [f for f in self.run.findings if f.kind in kinds]
         return list(dict.fromkeys((f.evidence.get("mechanism"), f.module) for f in found))
 

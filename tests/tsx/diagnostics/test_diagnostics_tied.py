@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.faults.watched import WatchedLines
-from tsx.diagnostics.tied import find_pairs
+from tsx.diagnostics.weights.tied import find_pairs
 
 pytestmark = pytest.mark.trainer
 

@@ -14,11 +14,11 @@ from registry.events import Severity
 from tests.faults import parts
 from tests.faults.plant import Healthy, list_healthy, list_plants
 from tests.faults.watched import list_alarms, play_watched, train_watched
-from tsx.diagnostics import schedules
-from tsx.diagnostics.intervals import Intervals
-from tsx.diagnostics.plateaus import Plateau
-from tsx.diagnostics.rates import Rates
-from tsx.diagnostics.spikes import LossSpike
+from tsx.diagnostics.loop import schedules
+from tsx.diagnostics.loop.intervals import Intervals
+from tsx.diagnostics.loop.rates import Rates
+from tsx.diagnostics.loss.plateaus import Plateau
+from tsx.diagnostics.loss.spikes import LossSpike
 
 pytestmark = pytest.mark.trainer
 

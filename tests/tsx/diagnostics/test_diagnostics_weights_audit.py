@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from registry.events import Severity
-from tsx.diagnostics.weight_roles import find_role, iter_parts
-from tsx.diagnostics.weights_audit import AdamFacts, measure, summarise
-from tsx.diagnostics.weights_findings import list_findings
+from tsx.diagnostics.weights.audit import AdamFacts, measure, summarise
+from tsx.diagnostics.weights.findings import list_findings
+from tsx.diagnostics.weights.roles import find_role, iter_parts
 
 pytestmark = pytest.mark.trainer
 

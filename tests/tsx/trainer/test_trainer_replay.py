@@ -13,7 +13,7 @@ from tests.faults import plant as plants
 from tests.faults.embedded import train_planted
 from tsx.data.stream import BatchStream
 from tsx.data.windows import Batch
-from tsx.diagnostics.dump import WEIGHTS
+from tsx.diagnostics.nonfinite.dump import WEIGHTS
 from tsx.errors import ConfigError
 from tsx.trainer.replaying import get_dump, replay_step
 
@@ -111,7 +111,7 @@ def test_a_disk_that_takes_nothing_costs_the_dump_alone(lab, spoil, monkeypatch)
     def refuse(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tsx.diagnostics.dump.save_file", refuse)
+    monkeypatch.setattr("tsx.diagnostics.nonfinite.dump.save_file", refuse)
     spoil(np.nan, 1)
     ran = lab.run(diagnostics__on_nonfinite="skip")
     assert ran.outcome.step == 6
