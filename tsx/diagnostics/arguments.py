@@ -45,7 +45,7 @@ def _iter_named(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tu
 
 def _iter_nested(name: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
-        if not value.is_nested:  # has no shape
+        if is_plain(value):
             yield name, value
     elif depth and isinstance(value, Mapping):
         for key, inner in list(value.items())[:MAX_TENSORS]:
@@ -78,6 +78,12 @@ def _guess_target(found: Mapping[str, Tensor]) -> set[str]:
 
 def _get_length(value: Tensor) -> int:
     return value.shape[0] if value.ndim else 0
+
+
+def is_plain(value: Tensor) -> bool:
+    """Return whether a tensor holds its numbers one by one: not sparse, nested, quantized, meta."""
+    is_dense = value.layout is torch.strided and not value.is_nested
+    return is_dense and not (value.is_quantized or value.is_meta)
 
 
 def iter_tensors(value: Any) -> Iterator[Tensor]:

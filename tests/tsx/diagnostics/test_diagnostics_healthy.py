@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.faults.plant import list_healthy, play
-from tests.faults.watched import WatchedRun, list_alarms, play_watched
+from tests.faults.watched import WatchedLines, WatchedRun, list_alarms, play_watched
 
 pytestmark = pytest.mark.trainer
 
@@ -47,3 +47,36 @@ def test_traces_leave_no_hook_and_no_method_behind():
     play_watched(several)
     assert not hooks._has_any_global_hook()
     assert torch.Tensor.item is item
+
+
+ODD_TENSORS = {
+    "jagged": lambda: nest(layout=torch.jagged),
+    "nested": lambda: nest(),
+    "sparse": lambda: torch.eye(4).to_sparse(),
+    "compressed": lambda: torch.eye(4).to_sparse_csr(),
+    "meta": lambda: torch.empty(3, device="meta"),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(3, 3), 0.1, 0, torch.qint8),
+}
+
+
+def nest(**layout):
+    return torch.nested.nested_tensor([torch.ones(3, 4), torch.ones(5, 4)], **layout)
+
+
+@pytest.mark.filterwarnings("ignore:.*(prototype|beta|quantize).*:UserWarning")
+@pytest.mark.parametrize("name", ODD_TENSORS)
+def test_a_tensor_that_is_not_dense_stops_no_detector(name):
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    run = WatchedLines()
+    run.watch(model, optimizer)
+    for step in range(1, 4):
+        optimizer.zero_grad()
+        loss = run.compute(
+            lambda x, odd: model(x).square().mean(), torch.randn(8, 4), ODD_TENSORS[name]()
+        )
+        loss.backward()
+        optimizer.step()
+        run.log({"loss": loss.item()}, step)
+    run.close()
+    assert run.findings == []

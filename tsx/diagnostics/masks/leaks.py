@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from registry.events import Severity
-from tsx.diagnostics.arguments import iter_tensors
+from tsx.diagnostics.arguments import is_plain, iter_tensors
 from tsx.diagnostics.detector import Call, Detector, Kind, Look, Scene, Values
 from tsx.diagnostics.masks.layout import find_layout
 from tsx.diagnostics.masks.leak_trial import Leak, Trial
@@ -187,8 +187,8 @@ class Leaks(Detector):
         if self._is_done or not tape.root_calls or is_distributed():
             return
         self._is_done = True
-        given = [] if call is None else list(iter_tensors((call.args, dict(call.kwargs))))
-        self._pending = _First(tape, targets, given)
+        given = () if call is None else iter_tensors((call.args, dict(call.kwargs)))
+        self._pending = _First(tape, targets, [tensor for tensor in given if is_plain(tensor)])
 
     def _probe(self) -> None:
         """Probe the model, if it waits for that."""

@@ -6,8 +6,9 @@ import gc
 import inspect
 import re
 import sys
+import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from types import FrameType, TracebackType
 from typing import Any
@@ -31,7 +32,7 @@ OOM = Kind(
 )
 SIGNS = ("DefaultCPUAllocator", "can't allocate memory", "bad_alloc", "out of memory", "alloc")
 MIN_GROWING = 3  # looks in a row at which more graphs are alive
-MAX_OBJECTS = 300_000  # of Python, above which looking for tensors would cost too much
+MAX_SCAN_S = 0.2  # a program with so many objects that finding the tensors takes longer is left be
 MAX_NODES = 4000  # of graphs that are counted
 _TRIED = re.compile(r"[Tt]ried to allocate ([\d.]+) ?(bytes|KiB|MiB|GiB|TiB|PiB|EiB)?")
 _UNITS: dict[str, int] = {"": 1, "bytes": 1} | {
@@ -46,13 +47,14 @@ class KeptGraphs(Detector):
     name = "kept-graphs"
     kinds = (OOM,)
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, clock: Callable[[], float] = time.perf_counter) -> None:
         super().__init__(scene)
+        self._clock = clock
         self._counts: list[int] = []
         self._older = {id(t): weakref.ref(t) for t in list_graphs(scene)}
         self._is_looked = True
         self._steps = 0
-        self._is_told = False
+        self._is_over = False
 
     def begin_look(self, step: int) -> None:
         """Count after this step."""
@@ -60,14 +62,18 @@ class KeptGraphs(Detector):
 
     def before_call(self, call: Call) -> None:
         """Count what is left of the steps before; in a row over the first ones, then rarely."""
-        if self._is_told or not self._is_looked or not call.is_training:
+        if self._is_over or not self._is_looked or not call.is_training:
             return
         self._is_looked = False
         self._steps += 1
         is_turn = self._steps <= 2 * MIN_GROWING or self._steps & (self._steps - 1) == 0
-        if self._steps < 2 or not is_turn or sum(gc.get_count()) > MAX_OBJECTS:
+        if self._steps < 2 or not is_turn:
             return
+        began = self._clock()
         kept = [tensor for tensor in list_graphs(self.scene) if not self._is_older(tensor)]
+        if self._clock() - began > MAX_SCAN_S:
+            self._is_over = True
+            return
         self._counts.append(_count_nodes(kept))
         last = self._counts[-MIN_GROWING - 1 :]
         growth = [after - before for before, after in pairwise(last)]
@@ -80,7 +86,7 @@ class KeptGraphs(Detector):
         return held is not None and held() is tensor
 
     def _tell(self, kept: list[Tensor]) -> None:
-        self._is_told = True
+        self._is_over = True
         keeper = next((found for tensor in reversed(kept) if (found := find_keeper(tensor))), "")
         self.scene.report(
             "oom",
