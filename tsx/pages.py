@@ -106,8 +106,11 @@ def list_histogram_lines(rows: Iterable[HistogramRow], *, by_step: bool = False)
     ]
 
 
-def list_finding_lines(findings: Iterable[FindingRow], width: int) -> list[Line]:
-    """Return each finding: what and where, its cause, what to do; the gravest first."""
+def list_finding_lines(findings: Iterable[FindingRow], width: int, run_id: str = "") -> list[Line]:
+    """Return each finding: what and where, its cause, what to do; the gravest first.
+
+    With the run's id it is said how to take a step again that was kept.
+    """
     rank = {name: place for place, name in enumerate(reversed(SEVERITIES))}
     ordered = sorted(findings, key=lambda row: (rank.get(row.severity, 0), row.step))
     if not ordered:
@@ -123,6 +126,8 @@ def list_finding_lines(findings: Iterable[FindingRow], width: int) -> list[Line]
         lines += _wrap(clean(row.cause, limit=_MAX_TEXT), "    ", width, "text")
         if row.fix:
             lines += _wrap(f"→ {clean(row.fix, limit=_MAX_TEXT)}", "    ", width, "hint")
+        if run_id and row.evidence.get("dump"):
+            lines += _wrap(f"→ tsx replay {clean(run_id)}", "    ", width, "hint")
         lines.append(Line())
     return lines[:-1]
 

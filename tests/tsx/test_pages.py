@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from registry.views import ArtifactRow
+from registry.views import ArtifactRow, FindingRow
 from tsx.config import RunConfig, to_plain
 from tsx.pages import (
     list_artifact_lines,
     list_change_lines,
     list_config_lines,
     list_environment_lines,
+    list_finding_lines,
 )
 
 
@@ -78,3 +79,18 @@ def test_of_our_own_config_only_changes_are_shown() -> None:
 def test_a_programs_config_has_no_empty_section() -> None:
     text = ["".join(piece.text for piece in line.left) for line in list_config_lines({"lr": 0.1})]
     assert [line.split() for line in text] == [["lr", "0.1"]]
+
+
+def test_a_step_that_was_kept_is_offered_for_a_replay() -> None:
+    kept, plain = (
+        FindingRow("nan-origin", "error", 3, "", "", "", "", "cause", held, "fix", 1, 0.0)
+        for held in ({"dump": "dumps/step-3"}, {})
+    )
+
+    def show_hints(run_id: str = "") -> list[str]:
+        lines = list_finding_lines([kept, plain], 80, run_id)
+        texts = ["".join(piece.text for piece in line.left).strip() for line in lines]
+        return [text for text in texts if text.startswith("→")]
+
+    assert show_hints() == ["→ fix", "→ fix"]
+    assert show_hints("r1") == ["→ fix", "→ tsx replay r1", "→ fix"]

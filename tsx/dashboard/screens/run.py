@@ -151,7 +151,8 @@ class RunScreen(Screen[None]):
             metrics += [Line(), Line((Piece("histograms", "strong"),))]
             metrics += list_histogram_lines(detail.histograms.values())
         self.query_one("#metrics", Page).show(metrics)
-        self.query_one("#findings", Page).show(list_finding_lines(detail.findings, width))
+        findings = list_finding_lines(detail.findings, width, detail.run.id)
+        self.query_one("#findings", Page).show(findings)
         self.query_one("#config", Page).show(list_config_lines(detail.config))
         about = [*list_environment_lines(detail.environment), Line()]
         files = [Line((Piece("files", "strong"),)), *list_artifact_lines(detail.artifacts)]
