@@ -150,17 +150,19 @@ def test_every_detector_of_the_roster_is_timed_wherever_it_looks():
 
     assert len(list_own()) >= len(DETECTORS)
     with Ledger() as ledger:
-        time_watch(ledger)
+        time_watch(ledger, is_detailed=True)
         assert all(hasattr(method, "__wrapped__") for method in list_own())
     assert not any(hasattr(method, "__wrapped__") for method in list_own())
 
 
+@pytest.mark.parametrize("is_detailed", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_watch_is_taken_apart_and_no_class_stays_changed(case):
+def test_a_watch_is_taken_apart_and_no_class_stays_changed(case, is_detailed):
     before = dict(vars(Engine)), objective.compute_loss
-    labels = {row.label for row in measure_parts(case).rows}
+    labels = {row.label for row in measure_parts(case, is_detailed=is_detailed).rows}
     assert (dict(vars(Engine)), objective.compute_loss) == before
-    assert {"run.compute", "engine", "hooks of the optimizer", "traced call: forward"} <= labels
+    assert {"run.compute", "hooks of the optimizer", "traced call: forward"} <= labels
+    assert ("engine" in labels) == is_detailed
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -201,7 +203,7 @@ def test_the_interval_holds_the_share_of_all_pairs():
 def test_what_is_over_its_limit_is_said_and_fails(share, took_s, status, monkeypatch, capsys):
     cost = Costs(10.0, [Row("engine", 2.0, 1.0, 10.0 * share)], start_s=0.5)
     monkeypatch.setattr(bench_watch_cost, "list_cases", lambda: CASES[:1])
-    monkeypatch.setattr(bench_watch_cost, "measure_parts", lambda case: cost)
+    monkeypatch.setattr(bench_watch_cost, "measure_parts", lambda case, is_detailed: cost)
     interval = Interval(10.0, 0.01, -0.01, 0.02)
     monkeypatch.setattr(bench_watch_cost, "measure_interval", lambda case: interval)
     monkeypatch.setattr(bench_watch_cost, "measure_postmortems", lambda: {"forward": took_s})
