@@ -8,6 +8,7 @@
 #   make diagnosis              our search for NaN beside torch's and Hugging Face's
 PYTHON ?= python3
 VENV   := .venv
+WORKERS ?= 2
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -23,10 +24,10 @@ demo: install
 	@echo "next: $(BIN)/tsx dashboard" >&2
 
 test: check
-	$(BIN)/python -m pytest -m "not all"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not all"
 
 test-all: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: install-dev
 	$(BIN)/ruff check .

@@ -125,9 +125,11 @@ def _count(found: Score, onlooker: Onlooker, plant: Plant) -> None:
 def time_all(size: Size, onlookers: Sequence[type[Onlooker]], steps: int) -> dict[str, float]:
     """Return the median milliseconds of a step under each onlooker, and under nobody."""
     loops = {NOBODY: (PlainLoop(size, QuietRun()), Onlooker(), OwnClock())}
+    runs = []
     for one in onlookers:
         onlooker = one()
-        loop = PlainLoop(size, onlooker.make_run())
+        runs.append(onlooker.make_run())
+        loop = PlainLoop(size, runs[-1])
         onlooker.attach(loop.model)
         loops[one.name] = (loop, onlooker, OwnClock())
     times: dict[str, list[float]] = {name: [] for name in loops}
@@ -142,6 +144,8 @@ def time_all(size: Size, onlookers: Sequence[type[Onlooker]], steps: int) -> dic
                 took = clock.rest()
             if turn >= WARM_UP:
                 times[name].append(1000 * took)
+    for run in runs:
+        run.close()
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 

@@ -116,6 +116,9 @@ class QuietRun:
     def log(self, values: dict[str, float], step: int) -> None:
         """Write nothing."""
 
+    def close(self) -> None:
+        """Nothing was begun."""
+
 
 class PlainLoop:
     """One loop of a size, from seed 0.

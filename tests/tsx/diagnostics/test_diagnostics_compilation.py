@@ -98,8 +98,9 @@ def test_what_else_torch_logs_is_left_alone(watch):
 
 
 def test_graphs_that_cuda_leaves_out_are_an_info_on_a_cpu(watch, monkeypatch):
-    detector, reports, found = watch(Table())
-    monkeypatch.setitem(torch._dynamo.utils.counters["inductor"], "cudagraph_skips", 2)
+    monkeypatch.setitem(torch._dynamo.utils.counters["inductor"], "cudagraph_skips", 3)
+    detector, reports, found = watch(Table())  # what was there before is another program's
+    monkeypatch.setitem(torch._dynamo.utils.counters["inductor"], "cudagraph_skips", 5)
     detector.close(is_whole=True)
     reports.flush()
     (finding,) = found

@@ -136,6 +136,7 @@ class Compilation(Detector):
         self._is_suspect = False
         self._has_new = False
         self._buffers = {id(m): _sketch(m) for m in scene.model.modules() if m._buffers}
+        self._skipped_before = _count_skips()
         self._limits = _LimitHandler()
         logging.getLogger("torch._dynamo.convert_frame").addHandler(self._limits)
         self._listen()
@@ -176,9 +177,9 @@ class Compilation(Detector):
         if self._is_listening:
             self._is_listening = False
             _get_callbacks().remove_start_callback(self._begin)
-        dynamo = sys.modules.get("torch._dynamo.utils")
-        if dynamo is not None and dynamo.counters["inductor"]["cudagraph_skips"]:
-            tell_skips(self.scene, int(dynamo.counters["inductor"]["cudagraph_skips"]))
+        skipped = _count_skips() - self._skipped_before
+        if skipped > 0:
+            tell_skips(self.scene, skipped)
 
     def _listen(self) -> None:
         if self._is_listening or "torch._dynamo" not in sys.modules:
@@ -346,6 +347,12 @@ def tell_break(scene: Scene, found: Break) -> None:
         where=shorten(f"{found.file}:{found.line}"),
         evidence={"function": found.function, "line": source[:200]},
     )
+
+
+def _count_skips() -> int:
+    """Return how often this process left CUDA graphs out, whatever the loop."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return 0 if dynamo is None else int(dynamo.counters["inductor"]["cudagraph_skips"])
 
 
 def tell_skips(scene: Scene, count: int) -> None:

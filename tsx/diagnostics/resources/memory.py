@@ -32,7 +32,7 @@ OOM = Kind(
 )
 SIGNS = ("DefaultCPUAllocator", "can't allocate memory", "bad_alloc", "out of memory", "alloc")
 MIN_GROWING = 3  # looks in a row at which more graphs are alive
-MAX_SCAN_S = 0.2  # a program with so many objects that finding the tensors takes longer is left be
+MAX_SCAN_S = 0.5  # a program with so many objects that finding the tensors takes longer is left be
 MAX_NODES = 4000  # of graphs that are counted
 _TRIED = re.compile(r"[Tt]ried to allocate ([\d.]+) ?(bytes|KiB|MiB|GiB|TiB|PiB|EiB)?")
 _UNITS: dict[str, int] = {"": 1, "bytes": 1} | {
@@ -47,7 +47,7 @@ class KeptGraphs(Detector):
     name = "kept-graphs"
     kinds = (OOM,)
 
-    def __init__(self, scene: Scene, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, scene: Scene, clock: Callable[[], float] = time.thread_time) -> None:
         super().__init__(scene)
         self._clock = clock
         self._counts: list[int] = []
