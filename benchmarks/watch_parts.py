@@ -27,6 +27,7 @@ from tsx.diagnostics.nonfinite.grad_guard import GradGuard
 from tsx.diagnostics.nonfinite.grad_norm import GradNorm
 from tsx.diagnostics.nonfinite.postmortem import Postmortem
 from tsx.diagnostics.reports import Reports
+from tsx.diagnostics.resources.memory import KeptGraphs
 from tsx.diagnostics.roster import DETECTORS
 from tsx.diagnostics.tracing.cadence import Tracer
 from tsx.diagnostics.tracing.tape import Tape
@@ -44,6 +45,7 @@ WHEN = {
     "look": ("begin_look", "before_step", "after_step"),
     TRACE: ("saw_function", "saw_op", "saw_module", "after_trace"),
 }
+DOUBLING = {(KeptGraphs, "before_call")}  # looks for graphs after looks 8, 16, 32 ...
 
 
 @dataclass(slots=True)
@@ -120,11 +122,11 @@ def time_watch(ledger: Ledger, *, is_detailed: bool) -> None:
     ledger.time_part(Tracer, "_rehearse", TRACED, is_opaque=True)
     for kind in (GradNorm, *DETECTORS):
         for when, methods in WHEN.items():
-            if not is_detailed and when != TRACE:
-                continue
             for method in methods:
-                if getattr(kind, method) is not getattr(Detector, method):
-                    label = f"{when}: {kind.name}"
+                tempo = TRACE if (kind, method) in DOUBLING else when
+                is_own = getattr(kind, method) is not getattr(Detector, method)
+                if is_own and (is_detailed or tempo == TRACE):
+                    label = f"{tempo}: {kind.name}"
                     ledger.time_part(kind, method, label, is_opaque=True)
 
 

@@ -197,8 +197,9 @@ class Watch:
                 ended = self._clock()
                 pace.note(self._spent_s + ended - began, ended)
             self.engine.end_step(optimizer)
-            spent_s, self.engine.spent_s = self.engine.spent_s, 0.0
-            pace.put_off(spent_s)
+            if self.engine.spent_s:
+                pace.put_off(self.engine.spent_s)
+                self.engine.spent_s = 0.0
             self._begin_next()
         except Exception as error:
             self._give_up(error)
@@ -207,7 +208,7 @@ class Watch:
         """Say whether the step that begins now is looked at."""
         now = self._clock()
         self.engine.is_looking = False
-        if any(pace.will_be_due(now) for pace in self._paces.values()):
+        if [pace for pace in self._paces.values() if pace.will_be_due(now)]:
             self.engine.begin_look()
 
     def _make_pace(self, optimizer: Optimizer) -> Pace:
@@ -230,10 +231,8 @@ class Watch:
         if grads[0].is_cuda and torch.cuda.is_current_stream_capturing():
             return None
         scale = getattr(optimizer, "grad_scale", None)
-        step, loss = self._voice.step + 1, self.loss
-        return Look(
-            self.model, optimizer, step, names, params, grads, scale, pace.prefix, loss=loss
-        )
+        tensors, step = (names, params, grads), self._voice.step + 1
+        return Look(self.model, optimizer, step, *tensors, scale, pace.prefix, loss=self.loss)
 
     def _give_up(self, error: Exception) -> None:
         """Stop watching: training goes on."""

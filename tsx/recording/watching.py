@@ -57,7 +57,7 @@ class Watching:
         self._folder = folder  # where a call that is not finite is kept
         self._diverged: Diverged | None = None  # to be raised
         self._postmortem: Postmortem | None = None
-        self.last_call: Call | None = None
+        self._last: tuple[Any, ...] | None = None  # call: function, arguments, step
         self.hear: Callable[[Any, int], None] | None = None  # gets each line that is logged
 
     def watch(
@@ -110,7 +110,7 @@ class Watching:
         if self._diverged is not None:
             self._halt()
         step = self._lines.step + 1
-        self.last_call = Call(fn, args, kwargs, step)
+        self._last = (fn, args, kwargs, step)
         self._remember(fn, args, kwargs)
         try:
             if self._watches:
@@ -129,6 +129,11 @@ class Watching:
         if self._diverged is not None:
             self._halt()
         return result
+
+    @property
+    def last_call(self) -> Call | None:
+        """The call that was made last."""
+        return None if self._last is None else Call(*self._last)
 
     def _halt(self) -> None:
         """Raise what a loss that is not finite has come to, if the policy is to halt."""
@@ -285,6 +290,9 @@ def _make_finding(loss: float, step: int) -> Finding:
 
 def _find_loss(result: Any) -> Any:
     """Return what may be the loss in a result: itself, the first of a tuple, "loss" or .loss."""
+    torch = sys.modules.get("torch")
+    if torch is not None and type(result) is torch.Tensor:  # nearly always
+        return result
     if isinstance(result, (tuple, list)):
         return result[0] if result else None
     held = getattr(result, "loss", None)
