@@ -222,7 +222,7 @@ def test_what_is_over_its_limit_is_said_and_fails(share, took_s, status, monkeyp
 def test_the_loops_are_a_users_own_and_the_trainers():
     names = [case.name for case in list_cases()]
     assert names == ["a loop, 15 ms", "a loop, 100 ms", "the trainer, 15 ms", "the trainer, 100 ms"]
-    assert [case.limit_ms for case in list_cases()] == [0.225, 0.5] * 2
+    assert [case.limit_ms for case in list_cases()] == pytest.approx([0.225, 0.5] * 2)
 
 
 def test_both_post_mortems_find_their_fault():
