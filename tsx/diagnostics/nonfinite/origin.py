@@ -61,12 +61,11 @@ def find_origin(
         if is_gradient and backward:
             trace.phase = "backward"
             loss.backward()  # type: ignore[no-untyped-call]
-            births = [
-                trace.find_origin(param.grad)
-                for param in model.parameters()
-                if param.grad is not None and is_bad(param.grad)
-            ]
-            found = min((b for b in births if b is not None), key=_get_index, default=None)
+            for grad in [param.grad for param in model.parameters() if param.grad is not None]:
+                birth = trace.find_origin(grad)
+                is_first = birth is not None and (found is None or birth.index < found.index)
+                if is_first and is_bad(grad):
+                    found = birth
     return None if found is None else locate(found, is_gradient=is_gradient)
 
 
@@ -122,7 +121,3 @@ def list_leaves(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Ten
     leaves = {f"parameter {name}": p.detach() for name, p in model.named_parameters()}
     leaves |= {f"buffer {name}": b for name, b in model.named_buffers()}
     return leaves | {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
-
-
-def _get_index(birth: Birth) -> int:
-    return birth.index

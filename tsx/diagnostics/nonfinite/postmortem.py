@@ -23,7 +23,8 @@ from tsx.diagnostics.tracing.replay import Moment, Rewinder, swapped
 from tsx.diagnostics.tracing.trace import is_bad
 
 MAX_CALLS = 8  # of one step: micro-batches
-MAX_TRIALS_S = 3.0  # for what is tried beside the origin
+MAX_S = 5.0  # for the origin and what is tried beside it; no trial begins that would take longer
+_OF_ORIGIN = 0.4  # a trial takes about so much of what the origin took
 MAX_SAMPLES = 16  # that are named
 
 
@@ -52,6 +53,8 @@ class Postmortem:
         self.keep: Callable[..., Mapping[str, Any]] | None = None  # see tsx.recording.dumping
         self._calls: deque[HeldCall] = deque(maxlen=MAX_CALLS)
         self._previous: HeldCall | None = None
+        self._suspects: list[str] = []  # parameters whose gradients trials look at
+        self._until = self._trial_s = 0.0  # when trials are to be over, and what one may take
         self._param: Tensor | None = None  # the first one: where the model is
 
     def begin_call(
@@ -93,6 +96,7 @@ class Postmortem:
         time: float,
         evidence: Mapping[str, Any] | None,
     ) -> Finding | None:
+        began = monotonic()
         for call in calls:
             with self._rewinder.back_to(call.moment):
                 origin = find_origin(
@@ -102,6 +106,8 @@ class Postmortem:
                     backward=backward,
                 )
             if origin is not None:
+                self._suspects = _list_suspects(self._model)
+                self._until, self._trial_s = began + MAX_S, _OF_ORIGIN * (monotonic() - began)
                 tried = self._try_more(call, origin, backward)
                 known = {**tried, **(evidence or {})}
                 if self.keep is not None:
@@ -113,21 +119,24 @@ class Postmortem:
 
     def _try_more(self, call: HeldCall, origin: Origin, backward: bool) -> dict[str, Any]:
         """Return what else is known: guilty samples, a fresh model, the batch before."""
-        until = monotonic() + MAX_TRIALS_S
         known: dict[str, Any] = {}
-        if origin.phase != "optimizer":
+        if origin.phase != "optimizer" and self._has_time():
             with swapped(self._model, "_parameters", _clone_parameter):
                 if _reset(self._model):
                     known["fresh_model"] = _say(self._fails(call, call.args, backward))
-        if self._previous is not None and monotonic() < until:
+        if self._previous is not None and self._has_time():
             before = self._previous
             known["previous_batch"] = _say(self._fails(before, before.args, backward))
-        samples = self._find_samples(call, backward, until)
+        samples = self._find_samples(call, backward)
         if samples is not None and "samples" not in origin.cause.evidence:
             known |= {"samples": samples, "num_samples": len(samples)}
         return known
 
-    def _find_samples(self, call: HeldCall, backward: bool, until: float) -> list[int] | None:
+    def _has_time(self, part: float = 1.0) -> bool:
+        """Return whether there is time for one more trial, with that part of a batch."""
+        return monotonic() + part * self._trial_s <= self._until
+
+    def _find_samples(self, call: HeldCall, backward: bool) -> list[int] | None:
         """Return the samples that bring it about on their own; None where nobody can tell."""
         tensors = [value for value in call.args if isinstance(value, Tensor) and value.ndim]
         if not tensors or len({len(value) for value in tensors}) > 1 or len(tensors[0]) < 2:
@@ -136,7 +145,7 @@ class Postmortem:
         pending = [list(range(len(tensors[0])))]
         while pending and len(guilty) < MAX_SAMPLES:
             some = pending.pop()
-            if monotonic() > until:
+            if not self._has_time(len(some) / len(tensors[0])):
                 return None
             part = tuple(
                 value[some] if isinstance(value, Tensor) and value.ndim else value
@@ -160,8 +169,9 @@ class Postmortem:
             loss = self._find_loss(call.fn(*args, **call.kwargs))
             if is_bad(loss.detach()) or not backward:
                 return bool(is_bad(loss.detach()))
-            params = [param for param in self._model.parameters() if param.requires_grad]
-            grads = torch.autograd.grad(loss, params, allow_unused=True)
+            params = dict(self._model.named_parameters())  # a fresh model's, perhaps
+            some = [params[name] for name in self._suspects]
+            grads = torch.autograd.grad(loss, some, allow_unused=True)
             return any(grad is not None and is_bad(grad) for grad in grads)
 
     def _get_loss(self, call: HeldCall) -> Tensor:
@@ -169,6 +179,20 @@ class Postmortem:
         if not isinstance(loss, Tensor):
             raise TypeError("the call returned no loss this time")
         return loss
+
+
+def _list_suspects(model: nn.Module) -> list[str]:
+    """Return the parameters whose gradients are to show whether another call fails too.
+
+    Of those that are bad now the biases and norms of the block nearest to the loss: there the
+    backward pass ends, and no time goes into the gradients of matrices.
+    """
+    params = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    held = {name: param.grad for name, param in params.items() if param.grad is not None}
+    bad = [name for name, grad in held.items() if grad.is_sparse or is_bad(grad)]
+    small = [name for name in bad if params[name].ndim < 2]
+    near = [name for name in small if name.split(".")[:2] == small[-1].split(".")[:2]]
+    return near or bad or list(params)
 
 
 def _clone_parameter(name: str, param: Tensor) -> Tensor:

@@ -166,9 +166,11 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         self._count += 1
         inputs = list(iter_tensors((args, kwargs)))
-        before = [(tensor, is_bad(tensor)) for tensor in inputs]
-        out = func(*args, **kwargs)
         name = func.overloadpacket.__name__ if hasattr(func, "overloadpacket") else str(func)
+        before: list[tuple[Tensor, str]] | None = None  # inputs that are still there can wait
+        if name in _SELECTIONS or not hasattr(func, "_schema") or func._schema.is_mutable:
+            before = [(tensor, is_bad(tensor)) for tensor in inputs]
+        out = func(*args, **kwargs)
         outputs = list(iter_tensors(out))
         place = None
         birth = None
@@ -180,12 +182,14 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not kind:
                 self._clear(tensor)
                 if name in _SELECTIONS:
-                    self._note_hidden(name, before)
+                    self._note_hidden(name, before or ())
                 continue
             if name in _GARBAGE:
                 continue
             if place is None:
                 place = self._find_place()
+            if before is None:
+                before = [(tensor, is_bad(tensor)) for tensor in inputs]
             birth = self._blame(kind, name, args, kwargs, tensor, before, place)
             self._mark(tensor, birth)
         if self.phase == "forward":
