@@ -109,9 +109,14 @@ class Watching:
         """See `Run.compute`."""
         if self._diverged is not None:
             self._halt()
-        step = self._lines.step + 1
+        step = self._lines.telemetry.step + 1
         self._last = (fn, args, kwargs, step)
-        self._remember(fn, args, kwargs)
+        if self._postmortem is not None:
+            try:
+                self._postmortem.begin_call(fn, args, kwargs)
+            except Exception as error:
+                self._postmortem = None
+                self._fail("nan-origin", error)
         try:
             if self._watches:
                 engine = self._watches[0].engine
@@ -140,17 +145,6 @@ class Watching:
         diverged, self._diverged = self._diverged, None
         if diverged is not None:
             raise diverged
-
-    def _remember(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
-        """Keep what it takes to run a call again."""
-        if self._postmortem is not None:
-            try:
-                self._postmortem.begin_call(fn, args, kwargs)
-            except Exception as error:
-                self._postmortem = None
-                self._fail("nan-origin", error)
 
     def close(self, *, is_whole: bool = False) -> None:
         """Take all hooks away; the run is over, as far as it should have gone or not."""

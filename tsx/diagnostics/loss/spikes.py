@@ -112,7 +112,7 @@ class LossSpike(Detector):
             seen.raised_step, seen.raised = step, (seen.rate, rate)
             seen.was_highest = seen.highest
         seen.rate, seen.highest = rate, max(seen.highest, rate)
-        seen.has_moments = _has_moments(optimizer)
+        seen.has_moments = seen.has_moments or _has_moments(optimizer)
         seen.steps += 1
 
     def saw_loss(self, loss: float, step: int) -> None:
