@@ -51,9 +51,18 @@ class BatchStream:
 
     def next_batch(self) -> Batch:
         """Return the next batch."""
-        batch = self._windows.get_batch(self.get_indices(self._position))
+        batch = self.get_batch(self._position)
         self._position += 1
         return batch
+
+    @property
+    def position(self) -> int:
+        """Number of batches that were given; that of the next one."""
+        return self._position
+
+    def get_batch(self, position: int) -> Batch:
+        """Return the batch at a position, the first being 0; the next one stays the same."""
+        return self._windows.get_batch(self.get_indices(position))
 
     def get_indices(self, position: int) -> Ints:
         """Return the window numbers of the batch at a position, the first being 0."""

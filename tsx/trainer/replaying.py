@@ -30,20 +30,16 @@ from tsx.diagnostics.nonfinite.dump import (
     load_dump,
     name_number,
 )
-from tsx.diagnostics.nonfinite.origin import Origin, describe_origin, find_origin
+from tsx.diagnostics.nonfinite.origin import describe_origin
+from tsx.diagnostics.tracing.replay import Rewinder
 from tsx.errors import ConfigError
 from tsx.model.forecaster import Forecaster, build_forecaster
 from tsx.perf.attention_kernel import find_kernel, forced_kernel
 from tsx.perf.device import resolve_device, resolve_precision
 from tsx.trainer import optim
 from tsx.trainer.memory_errors import check_capacity, explain_out_of_memory
-from tsx.trainer.objective import (
-    DeviceBatch,
-    accumulate_gradients,
-    compute_loss,
-    move_batch,
-    weigh,
-)
+from tsx.trainer.objective import accumulate_gradients
+from tsx.trainer.step_origin import find_step_origin
 
 # Beside all of [model] but how it is drawn: what else has a say in one forward and backward pass.
 KEYS = ("train.precision", "train.device", "perf.attn_backend")
@@ -147,7 +143,7 @@ def replay_step(dump: Dump, changes: Mapping[str, Any]) -> Replayed:
         total = float(loss.pred) + config.model.aux_loss_weight * float(loss.aux)
         finding = None
         if not is_finite_step(total, norm):
-            finding = _explain(dump, model, batches, precision, device, total, norm)
+            finding = _explain(dump, config, model, batches, precision, device, total, norm)
     facts = dump.facts
     return Replayed(
         step=facts.step,
@@ -162,33 +158,6 @@ def replay_step(dump: Dump, changes: Mapping[str, Any]) -> Replayed:
         finding=finding,
         remarks=_list_remarks(dump, config, device),
     )
-
-
-def find_step_origin(
-    model: Forecaster,
-    batches: Sequence[Batch],
-    precision: Precision,
-    device: torch.device,
-    *,
-    is_gradient: bool,
-) -> Origin | None:
-    """Run a step, micro-batch by micro-batch; return where its first bad value comes from.
-
-    The random generators are to be where they were before the step; None where all is finite.
-    """
-    counts_O = weigh(model.config, batches, device)
-    for batch in batches:
-        data = move_batch(batch, device)
-
-        def run_again(data: DeviceBatch = data) -> Tensor:
-            share = 1.0 / len(batches)
-            return compute_loss(model, data, precision, counts_O=counts_O, share=share)[0]
-
-        given = {"batch input": data.input_BC, "target": data.target_BC}
-        found = find_origin(model, run_again, given, backward=is_gradient)
-        if found is not None:
-            return found
-    return None
 
 
 def _change(dump: Dump, changes: Mapping[str, Any]) -> tuple[RunConfig, dict[str, list[Any]]]:
@@ -257,6 +226,7 @@ def _list_batches(dump: Dump) -> list[Batch]:
 
 def _explain(
     dump: Dump,
+    config: RunConfig,
     model: Forecaster,
     batches: Sequence[Batch],
     precision: Precision,
@@ -273,14 +243,24 @@ def _explain(
         step=dump.facts.step,
         time=time.time(),
     )
-    model.zero_grad(set_to_none=True)
     dump.rewind()
-    is_gradient = math.isfinite(loss)
-    origin = find_step_origin(model, batches, precision, device, is_gradient=is_gradient)
-    if origin is None:
+    rewinder = Rewinder(model)
+    found = find_step_origin(
+        model,
+        batches,
+        precision,
+        device,
+        rewinder=rewinder,
+        moment=rewinder.take(whole=True),
+        seed=config.train.seed,
+        is_gradient=math.isfinite(loss),
+    )
+    if found is None:
         return described
-    evidence = described.evidence
-    return describe_origin(origin, step=described.step, time=described.time, evidence=evidence)
+    evidence = {**found.evidence, **described.evidence}
+    return describe_origin(
+        found.origin, step=described.step, time=described.time, evidence=evidence
+    )
 
 
 def _list_remarks(dump: Dump, config: RunConfig, device: torch.device) -> list[str]:

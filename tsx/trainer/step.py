@@ -17,14 +17,15 @@ from registry.events import Finding, Severity
 from tsx.config import OnNonFinite
 from tsx.data.windows import Batch
 from tsx.diagnostics.nonfinite.bad_step import describe, is_finite_step
-from tsx.diagnostics.nonfinite.origin import KIND, Origin, describe_origin
+from tsx.diagnostics.nonfinite.origin import KIND, describe_origin
+from tsx.diagnostics.nonfinite.trials import Explained
 from tsx.diagnostics.tracing.replay import Moment
 from tsx.trainer import optim
 from tsx.trainer.dumping import dump_step
 from tsx.trainer.objective import StepLoss, accumulate_gradients, read_router_metrics
-from tsx.trainer.replaying import find_step_origin
 from tsx.trainer.schedule import get_lr
 from tsx.trainer.session import Session
+from tsx.trainer.step_origin import find_step_origin
 from tsx.trainer.telemetry import Telemetry
 
 
@@ -200,16 +201,16 @@ def _inspect(
         time=session.telemetry.now(),
         severity=Severity.ERROR if halts else Severity.WARNING,
     )
-    origin = None
-    if halts:  # where training goes on, the next one would cost as much again
-        origin = _find_origin(session, batches, moment, is_gradient=math.isfinite(loss))
-    if origin is not None:
+    found = None
+    if halts or not session.dumps.is_spent:  # where training goes on, the first alone: it is slow
+        found = _find_origin(session, batches, moment, is_gradient=math.isfinite(loss))
+    if found is not None:
         described = describe_origin(
-            origin,
+            found.origin,
             step=described.step,
             time=described.time,
             severity=described.severity,
-            evidence=described.evidence,
+            evidence={**found.evidence, **described.evidence},
         )
     path = dump_step(session, batches, moment, loss=loss, grad_norm=norm) if is_kept else ""
     if path:
@@ -220,21 +221,44 @@ def _inspect(
 
 def _find_origin(
     session: Session, batches: list[Batch], moment: Moment, *, is_gradient: bool
-) -> Origin | None:
+) -> Explained | None:
     """Run a step again from its moment; return where its first bad value came from.
 
     None where it does not show again, and where looking fails: the step is described all the same.
     """
+    stream = session.stream
+    first = stream.position - len(batches)
     try:
-        with session.rewinder.back_to(moment):
-            return find_step_origin(
-                session.model, batches, session.precision, session.device, is_gradient=is_gradient
-            )
+        found = find_step_origin(
+            session.model,
+            batches,
+            session.precision,
+            session.device,
+            rewinder=session.rewinder,
+            moment=moment,
+            seed=session.config.train.seed,
+            is_gradient=is_gradient,
+            get_before=lambda: stream.get_batch(first - 1) if first else None,
+        )
+        if found is not None:
+            found.evidence.update(_name_windows(session, first, found))
+        return found
     except Exception as error:
         cause = f"the search for the origin failed: {type(error).__name__}: {error}"
         fix = "the step is described without it"
         session.telemetry.warn("detector-failed", cause, fix, {"detector": KIND})
     return None
+
+
+def _name_windows(session: Session, first: int, found: Explained) -> dict[str, list[str]]:
+    """Return where the guilty samples were cut: data set, series, first point."""
+    samples = found.evidence.get("samples") or found.origin.cause.evidence.get("samples")
+    if not samples:
+        return {}
+    numbers = session.stream.get_indices(first + found.index)[samples]
+    origins = session.corpus.train.list_origins(numbers)
+    named = [f"{o.dataset.name}: series {o.series} from point {o.start}" for o in origins]
+    return {"windows": named}
 
 
 def _count_work(session: Session, batches: list[Batch]) -> None:

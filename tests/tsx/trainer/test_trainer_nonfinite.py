@@ -109,6 +109,18 @@ def test_skip_leaves_out_the_update_and_counts(lab, bad_batch):
     assert (state.skipped_steps, state.stream["position"]) == (1, 6)
 
 
+def test_where_training_goes_on_the_first_such_step_is_explained(lab, bad_batch):
+    bad_batch(2, 4)
+    ran = lab.run(diagnostics__on_nonfinite="skip")
+    first, second = nonfinite(ran)
+    assert (first.step, first.kind, first.evidence["mechanism"]) == (3, "nan-origin", "bad-batch")
+    assert first.evidence["previous_batch"] == "passes"
+    assert first.severity is second.severity is Severity.WARNING
+    assert (second.step, second.kind) == (5, "non-finite")
+    clean = lab.run("clean", diagnostics__on_nonfinite="skip", diagnostics__watch=False)
+    assert ran.sink.curve("train/loss")[6] == clean.sink.curve("train/loss")[6]
+
+
 def test_skip_moves_no_weight_and_no_moment(lab, bad_batch):
     bad_batch(1)
     clean = lab.run("one", train__steps=1, train__checkpoint_every=1, optim__warmup_steps=0)

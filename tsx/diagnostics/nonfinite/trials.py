@@ -1,0 +1,265 @@
+"""What a bad call came from, and what else brings it about: the call is run again, otherwise too.
+
+Its first bad value is looked for; then, as long as there is time, a fresh model is given the same
+batch, the same model the batch before, and parts of the batch show which samples are guilty. All of
+it runs eagerly, and leaves no trace in the training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from time import monotonic
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from tsx.diagnostics.arguments import name_arguments
+from tsx.diagnostics.nonfinite.origin import Origin, find_origin
+from tsx.diagnostics.tracing.replay import Moment, Rewinder, run_eagerly, swapped
+from tsx.diagnostics.tracing.trace import is_bad
+
+MAX_S = 5.0  # for the origin and what is tried beside it; no trial begins that would take longer
+MAX_SAMPLES = 16  # that are named
+_OF_ORIGIN = {False: 0.75, True: 0.3}  # a trial of what the origin took, by whether backward ran
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class HeldCall:
+    """One call that gave a loss, and what it depended on."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    moment: Moment
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """What is known of a step that was bad.
+
+    Attributes:
+        index: of the bad call among those of the step.
+        origin: of its first bad value.
+        evidence: "fresh_model" and "previous_batch" ("fails" or "passes"), guilty "samples" of the
+            call's batch and "num_samples": of each what there was time for and could be told.
+    """
+
+    index: int
+    origin: Origin
+    evidence: dict[str, Any]
+
+
+def redraw(model: nn.Module) -> None:
+    """Draw parameters anew, as far as modules can: torch's way, then that of many code bases."""
+    for module in model.modules():
+        for name in ("reset_parameters", "_reset_parameters"):
+            reset = getattr(module, name, None)
+            if callable(reset):
+                reset()
+    init = getattr(model, "_init_weights", None)
+    if callable(init):
+        model.apply(init)
+
+
+class Explainer:
+    """Explains calls of one model.
+
+    Args:
+        model: the module that trains; its parameters and gradients are those of the bad step.
+        rewinder: of the model.
+        find_loss: takes the loss out of what a call returns; None where there is none.
+        renew: draws parameters anew, in place. It is shown the model with others in their place,
+            and one that it leaves out is no fresh model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rewinder: Rewinder,
+        find_loss: Callable[[Any], Any],
+        renew: Callable[[nn.Module], None] = redraw,
+    ) -> None:
+        self._model = model
+        self._rewinder = rewinder
+        self._find_loss = find_loss
+        self._renew = renew
+
+    def explain(
+        self,
+        calls: Sequence[HeldCall],
+        find_previous: Callable[[int], HeldCall | None],
+        *,
+        backward: bool,
+    ) -> Explained | None:
+        """Return what is to be said of the first call that is bad, None where none is.
+
+        Args:
+            calls: of one step.
+            find_previous: the call before the one of that index, None where it is not known.
+            backward: losses were finite, gradients were not.
+        """
+        for index, call in enumerate(calls):
+            began = monotonic()
+            with self._rewinder.back_to(call.moment):
+                origin = find_origin(
+                    self._model,
+                    lambda call=call: self._get_loss(call),  # type: ignore[misc]
+                    name_arguments(call.args, call.kwargs),
+                    backward=backward,
+                )
+            if origin is not None:
+                clock = _Clock(monotonic() - began, backward=backward)
+                known = self._try_more(call, origin, partial(find_previous, index), backward, clock)
+                return Explained(index, origin, known)
+        return None
+
+    def _try_more(
+        self,
+        call: HeldCall,
+        origin: Origin,
+        find_previous: Callable[[], HeldCall | None],
+        backward: bool,
+        clock: _Clock,
+    ) -> dict[str, Any]:
+        """Return what else is known: a fresh model, the batch before, guilty samples."""
+        suspects = _list_suspects(self._model) if backward else []
+
+        def fails(call: HeldCall, part: float = 1.0) -> bool | None:
+            if not clock.has_time(part):
+                return None
+            with clock.timing(part):
+                return self._fails(call, suspects)
+
+        def fails_fresh() -> bool | None:
+            with swapped(self._model, "_parameters", _make_blank):
+                return fails(call) if clock.has_time() and self._is_renewed(call) else None
+
+        def fails_before() -> bool | None:
+            before = find_previous()
+            return None if before is None else fails(before)
+
+        is_of_weights = origin.phase == "optimizer"  # fresh ones or fewer samples tell nothing
+        told = {
+            "fresh_model": None if is_of_weights else _attempt(fails_fresh),
+            "previous_batch": _attempt(fails_before),
+        }
+        known: dict[str, Any] = {
+            key: "fails" if is_failing else "passes"
+            for key, is_failing in told.items()
+            if is_failing is not None
+        }
+        if not is_of_weights and "samples" not in origin.cause.evidence:
+            samples = _attempt(lambda: _find_samples(call, fails))
+            if samples:
+                known |= {"samples": samples[:MAX_SAMPLES], "num_samples": len(samples)}
+        return known
+
+    def _is_renewed(self, call: HeldCall) -> bool:
+        """Draw blank parameters anew; return whether none was left out."""
+        with self._rewinder.back_to(call.moment):  # statistics of norms are reset, too
+            self._renew(self._model)
+            return not any(is_bad(param.detach()) for param in self._model.parameters())
+
+    def _fails(self, call: HeldCall, suspects: list[str]) -> bool:
+        """Return whether a call gives a bad loss, or bad gradients of those parameters."""
+        with self._rewinder.back_to(call.moment), run_eagerly():
+            loss = self._get_loss(call)
+            if is_bad(loss.detach()) or not suspects:
+                return bool(is_bad(loss.detach()))
+            params = dict(self._model.named_parameters())  # a fresh model's, perhaps
+            some = [params[name] for name in suspects]
+            grads = torch.autograd.grad(loss, some, allow_unused=True)
+            return any(grad is not None and is_bad(grad) for grad in grads)
+
+    def _get_loss(self, call: HeldCall) -> Tensor:
+        loss = self._find_loss(call.fn(*call.args, **call.kwargs))
+        if not isinstance(loss, Tensor):
+            raise TypeError("the call returned no loss this time")
+        return loss
+
+
+class _Clock:
+    """Says whether there is time for one more trial."""
+
+    def __init__(self, origin_s: float, *, backward: bool) -> None:
+        # Who has waited longer for the origin alone may wait as long again.
+        self._until = monotonic() + (MAX_S - origin_s if origin_s < MAX_S else origin_s)
+        self._trial_s = _OF_ORIGIN[backward] * origin_s
+
+    def has_time(self, part: float = 1.0) -> bool:
+        """Return whether a trial with that part of a batch would be over in time."""
+        return monotonic() + part * self._trial_s <= self._until
+
+    @contextmanager
+    def timing(self, part: float) -> Iterator[None]:
+        """Learn what a trial takes from one that is made inside."""
+        began = monotonic()
+        yield
+        self._trial_s = max(self._trial_s, (monotonic() - began) / part)
+
+
+def _attempt(trial: Callable[[], T | None]) -> T | None:
+    """Return what a trial tells; None where it fails: what is known already is worth more."""
+    try:
+        return trial()
+    except Exception:  # a batch of another size is refused, there is no memory for a fresh model
+        return None
+
+
+def _find_samples(
+    call: HeldCall, fails: Callable[[HeldCall, float], bool | None]
+) -> list[int] | None:
+    """Return the samples that bring it about on their own; None where nobody can tell."""
+    leaves = tree_leaves((call.args, dict(call.kwargs)))
+    lengths = {len(value) for value in leaves if isinstance(value, Tensor) and value.ndim}
+    if len(lengths) != 1 or (count := lengths.pop()) < 2:
+        return None
+    guilty: list[int] = []
+    pending = [list(range(count // 2, count)), list(range(count // 2))]
+    while pending:
+        some = pending.pop()
+        is_failing = fails(_pick(call, some), len(some) / count)
+        if is_failing is None:
+            return None
+        if is_failing and len(some) == 1:
+            guilty += some
+        elif is_failing:
+            half = len(some) // 2
+            pending += [some[half:], some[:half]]
+    return None if len(guilty) == count else guilty  # all of them: it is no matter of samples
+
+
+def _pick(call: HeldCall, samples: list[int]) -> HeldCall:
+    """Return a call with fewer samples."""
+
+    def pick(value: Any) -> Any:
+        return value[samples] if isinstance(value, Tensor) and value.ndim else value
+
+    args, kwargs = tree_map(pick, (call.args, dict(call.kwargs)))
+    return replace(call, args=args, kwargs=kwargs)
+
+
+def _list_suspects(model: nn.Module) -> list[str]:
+    """Return the parameters whose gradients are to show whether another call fails too.
+
+    Of those that are bad now the biases and norms of the block nearest to the loss: there the
+    backward pass ends, and no time goes into the gradients of matrices.
+    """
+    params = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    held = {name: param.grad for name, param in params.items() if param.grad is not None}
+    bad = [name for name, grad in held.items() if grad.is_sparse or is_bad(grad)]
+    small = [name for name in bad if params[name].ndim < 2]
+    near = [name for name in small if name.split(".")[:2] == small[-1].split(".")[:2]]
+    return near or bad or list(params)
+
+
+def _make_blank(name: str, param: Tensor) -> Tensor:
+    """Return a parameter that shows whether it is drawn anew."""
+    blank = torch.full_like(param.detach(), torch.nan) if param.is_floating_point() else param
+    return nn.Parameter(blank.detach(), requires_grad=param.requires_grad)
