@@ -41,6 +41,8 @@ OTHER_LINE: dict[str, str] = {
     "mask-lost-with-dropout": "the softmax is named, a line above the end of the call around it",
     "no-running-statistics": "the line that made the norm has run before anything was watched",
     "loud-head": "the line that drew the head has run before anything was watched",
+    "straight-through-reversed": "of two lines that cut the way off the nearer one is named; the "
+    "guilty one stands beside it, in also_cut_at",
     "aux-outweighs": "the weight is set in the body of a class; the sum that uses it is named",
 }
 # Found, but with another mechanism.

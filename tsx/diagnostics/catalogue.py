@@ -26,9 +26,9 @@ OTHERS: tuple[Kind, ...] = (
         "A loss turned NaN at step 80 of a run. A missing causal mask was blamed for days; the "
         "padding mask was inverted, and the first batch in which a window was not padded had "
         "rows that attended to nothing.",
-        "`mechanism`, the share of bad values, samples of the batch that are bad; in a loop with "
-        "`run.compute` also the guilty `samples`, whether a `fresh_model` fails on the same batch "
-        "and whether the `previous_batch` passes.",
+        "`mechanism`, the share of bad values, whether a `fresh_model` fails on the same batch, "
+        "whether the `previous_batch` passes, and the guilty `samples`; in a recipe's run also the "
+        "`windows` that these are cut from, by data set, series and first point.",
         "The finding's own; `tsx replay RUN` runs the step again, with other settings where asked.",
     ),
     Kind(

@@ -69,15 +69,10 @@ class OverHeadDim(OwnAttention):
 class FloatMask(OwnAttention):
     """A learned bias over distance leaves the fused kernel."""
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
-        super().__init__(hidden_size, num_heads)
-        slope = torch.linspace(0.1, 0.2, num_heads)
-        self.register_buffer("slope", slope, persistent=False)
-
     def attend(self, q: Tensor, k: Tensor, v: Tensor, x_BTD: Tensor) -> Tensor:
-        size = q.shape[-2]
+        size, slope = q.shape[-2], torch.linspace(0.1, 0.2, self.num_heads)
         distance = torch.arange(size)[None, :] - torch.arange(size)[:, None]
-        bias = (self.slope[:, None, None] * distance).masked_fill(distance > 0, -torch.inf)
+        bias = (slope[:, None, None] * distance).masked_fill(distance > 0, -torch.inf)
         bias = bias.requires_grad_()
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # fault: a mask given
 

@@ -117,6 +117,36 @@ def build_half_scores() -> Loop:
     return parts.make_loop(model, batch, parts.classify, lr=1e-4)
 
 
+class TemperedTwice(Attention):
+    """Cosine attention whose temperature is kept as its logarithm."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keep_BT: Tensor | None) -> Tensor:
+        heat = torch.tensor(4.0).exp().exp()
+        q, k = heat * F.normalize(q, dim=-1), heat * F.normalize(k, dim=-1)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)  # fault: exp(exp(4)) squared
+
+
+def build_tempered() -> Loop:
+    return parts.make_loop(parts.Transformer(TemperedTwice), parts.tokens, parts.classify)
+
+
+class FusedCausal(Attention):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keep_BT: Tensor | None) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)  # fault: queries of 1e20
+
+
+def build_scales_left_out() -> Loop:
+    model = parts.Transformer(FusedCausal)
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        if step == 2:
+            with torch.no_grad():
+                model.blocks[0].attention.qkv.weight.mul_(2.0**66)
+        return parts.tokens(step)
+
+    return parts.make_loop(model, batch, parts.classify)
+
+
 class PooledStates(nn.Module):
     """Attention pooling over a GRU's states, log-weights first."""
 
@@ -267,6 +297,30 @@ ENTRIES = (
         "report against encoder-decoders in fp16, as huggingface/transformers 5651): products of "
         "queries and keys are above 65,504.",
         build=build_half_scores,
+    ),
+    nan(
+        name="tempered-twice",
+        architecture="attention",
+        mechanism="overflow-fp32",
+        module="blocks.0.attention",
+        marker="# fault: exp(exp(4)) squared",
+        steps=1,
+        causal=True,
+        story="A temperature that is kept as its logarithm is raised twice, and on queries and "
+        "keys: scores overflow inside the fused kernel. No mask hides a row.",
+        build=build_tempered,
+    ),
+    nan(
+        name="scales-left-out",
+        architecture="attention",
+        mechanism="exploding-weights",
+        module="blocks.0.attention",
+        marker="# fault: queries of 1e20",
+        steps=2,
+        causal=True,
+        story="Weights from a quantized checkpoint are loaded into attention while it trains, "
+        "their scales left out: queries and keys overflow inside the fused kernel.",
+        build=build_scales_left_out,
     ),
     nan(
         name="empty-pool",

@@ -241,7 +241,9 @@ def _describe_cut(cut: Cut) -> Cause:
         "argmin": "a softmin, a straight-through or a Gumbel estimate has one",
     }.get(cut.reason, "take it out of this path")
     why = f"its gradient is cut off: {what}"
-    return Cause("no-gradient", why, fix, module=cut.place.module, where=cut.place.where)
+    evidence = {"also_cut_at": list(cut.others)} if cut.others else {}
+    place = cut.place
+    return Cause("no-gradient", why, fix, module=place.module, where=place.where, evidence=evidence)
 
 
 def _find_lr_zero(facts: Facts) -> Cause | None:

@@ -55,11 +55,13 @@ class Cut(NamedTuple):
         place: of the operation.
         params: ids of the parameters whose gradients would have come through it.
         reason: "detach", "numpy", "argmax", "no_grad", "checkpoint".
+        others: lines that cut the same parameter off on other ways to the loss.
     """
 
     place: Place
     params: frozenset[int]
     reason: str
+    others: tuple[str, ...] = ()
 
 
 class End(NamedTuple):
@@ -202,7 +204,11 @@ class GradientPaths:
         if not is_whole:
             home = module.rpartition(".")[0]
             cuts = [cut for cut in cuts if f"{cut.place.module}.".startswith(f"{home}.")]
-        return min(cuts, key=lambda cut: len(cut.params), default=None)
+        if not cuts:
+            return None
+        nearest = min(cuts, key=lambda cut: len(cut.params))
+        others = dict.fromkeys(cut.place.where for cut in cuts if cut.place != nearest.place)
+        return nearest._replace(others=tuple(others))
 
     def _locate(self, node: Any, lines: dict[int, Place]) -> Place:
         name = "" if hasattr(node, "variable") else node.name()

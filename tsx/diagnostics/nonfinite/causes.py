@@ -6,33 +6,21 @@ Works on the operation as it ran: its inputs and its output are at hand.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tsx.diagnostics.nonfinite.attention_causes import (
+    explain_attention,
+    explain_mask,
+    explain_softmax,
+)
+from tsx.diagnostics.nonfinite.cause import SHORT, Cause, explain_overflow, is_float
 from tsx.diagnostics.tracing.trace import Birth
 
-_SHORT = {
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.float32: "fp32",
-    torch.float64: "fp64",
-}
-_EPSILONS = ("add", "add_", "clamp_min", "clamp", "maximum")
-_EXPLODED = 1e4  # a weight that large was driven there: usual ones are below 10
 _SOFTMAX = ("_softmax", "_log_softmax", "logsumexp", "_safe_softmax")
-
-
-@dataclass(slots=True)
-class Cause:
-    """The true cause of a bad value."""
-
-    mechanism: str
-    sentence: str
-    fix: str
-    evidence: dict[str, Any] = field(default_factory=dict)
+_EPSILONS = ("add", "add_", "clamp_min", "clamp", "maximum")
 
 
 def explain(birth: Birth, *, is_gradient: bool = False) -> Cause:
@@ -48,7 +36,7 @@ def explain(birth: Birth, *, is_gradient: bool = False) -> Cause:
 
 def _explain_leaf(birth: Birth) -> Cause:
     group, _, name = birth.leaf.partition(" ")
-    named = f" ({name})" if name else ""
+    named = f" ({name})" if name and name != group else ""
     what = "NaN" if birth.kind == "nan" else "infinite"
     match group:
         case "parameter":
@@ -80,60 +68,18 @@ def _explain_leaf(birth: Birth) -> Cause:
 
 def _explain_forward(birth: Birth) -> Cause:
     op = birth.op.rstrip("_") if birth.op != "_" else birth.op
-    floats = [value for value in birth.args if _is_float(value)]
+    floats = [value for value in birth.args if is_float(value)]
     first = floats[0] if floats else None
     if birth.op in _SOFTMAX or "softmax" in birth.op:
-        return _explain_softmax(birth, first)
+        return explain_softmax(birth, first)
     if "scaled_dot_product" in birth.op:
-        return _mask_cause({})
+        return explain_attention(birth)
     maker = _FORWARD.get(op.lstrip("_")) or _FORWARD.get(op)
     if maker is not None:
         found = maker(birth, first)
         if found is not None:
             return found
-    return _explain_default(birth, first)
-
-
-def _explain_softmax(birth: Birth, scores: Tensor | None) -> Cause:
-    dim = next((value for value in birth.args if type(value) is int), -1)
-    if scores is not None and scores.ndim:
-        hidden = scores.detach() == -torch.inf
-        full = hidden.all(dim)
-        if bool(full.any()):
-            evidence: dict[str, Any] = {"fully_masked_rows": int(full.sum()), "rows": full.numel()}
-            evidence["hidden_frac"] = round(float(hidden.double().mean()), 4)
-            return _mask_cause(evidence, is_inverted=_seems_inverted(hidden, dim))
-        if bool((scores == torch.inf).any()):
-            return Cause("overflow", "a score is +infinite before the softmax", "scale the scores")
-    return _explain_default(birth, scores)
-
-
-def _seems_inverted(hidden: Tensor, dim: int) -> bool:
-    """Return whether the opposite of a mask would make sense: no row of it would be empty.
-
-    A causal mask and one of padding leave every query a key; a mask that hides all keys from some
-    query while its opposite hides all from none was meant the other way round.
-    """
-    return hidden.ndim >= 2 and not bool((~hidden).all(dim).any())
-
-
-def _mask_cause(evidence: dict[str, Any], *, is_inverted: bool = False) -> Cause:
-    if is_inverted:
-        return Cause(
-            "inverted-mask",
-            "the attention mask is inverted: it hides what may be attended and shows what may not, "
-            "so some rows hide every key and their softmax is NaN",
-            "negate the mask: True means 'attend' in scaled_dot_product_attention, "
-            "and 'hide' in masked_fill and nn.MultiheadAttention",
-            evidence,
-        )
-    return Cause(
-        "fully-masked-row",
-        "rows of the attention mask hide every key: the softmax of nothing but -inf is NaN",
-        "let each query see at least one key, or zero the output of rows that see none; "
-        "in a boolean mask of scaled_dot_product_attention True means 'attend'",
-        evidence,
-    )
+    return explain_overflow(birth)
 
 
 def _log(birth: Birth, x: Tensor | None) -> Cause | None:
@@ -191,7 +137,7 @@ def _division(birth: Birth, x: Tensor | None) -> Cause | None:
         )
     for made in maker.iter_back() if maker is not None else ():
         if made.op in _EPSILONS and made.scalar and 0 < made.scalar < 1e-2:
-            named = _SHORT.get(divisor.dtype, str(divisor.dtype))
+            named = SHORT.get(divisor.dtype, str(divisor.dtype))
             return Cause(
                 "eps-underflow",
                 f"the epsilon {made.scalar:g} that should keep a divisor from zero is 0 in {named}",
@@ -255,7 +201,7 @@ def _empty_cause(x: Tensor | None) -> Cause:
 
 def _nll(birth: Birth, x: Tensor | None) -> Cause | None:
     ignore = next((value for value in reversed(birth.args) if type(value) is int), -100)
-    targets = [value for value in birth.args if isinstance(value, Tensor) and not _is_float(value)]
+    targets = [value for value in birth.args if isinstance(value, Tensor) and not is_float(value)]
     if targets and bool((targets[0] == ignore).all()):
         return Cause(
             "empty-reduction",
@@ -268,13 +214,13 @@ def _nll(birth: Birth, x: Tensor | None) -> Cause | None:
 
 def _add(birth: Birth, x: Tensor | None) -> Cause | None:
     """Two masks of the lowest number: their sum is -inf."""
-    floats = [value.detach() for value in birth.args[:2] if _is_float(value)]
+    floats = [value.detach() for value in birth.args[:2] if is_float(value)]
     if (
         birth.kind == "nan"
         and len(floats) == 2
         and all(bool((v == -torch.inf).any()) for v in floats)
     ):
-        return _mask_cause({})  # a softmax by hand: a row of -inf less its own maximum
+        return explain_mask({})  # a softmax by hand: a row of -inf less its own maximum
     if len(floats) == 2 and all(
         bool(((v <= torch.finfo(v.dtype).min / 2) & v.isfinite()).any()) for v in floats
     ):
@@ -310,41 +256,6 @@ _FORWARD: dict[str, Callable[[Birth, Tensor | None], Cause | None]] = {
 }
 
 
-def _explain_default(birth: Birth, x: Tensor | None) -> Cause:
-    """Return what is left: a result too large for its type, or infinities that cancel."""
-    out = birth.out
-    dtype = out.dtype if out is not None else torch.float32
-    inputs = [value for value in birth.args if _is_float(value) and value.numel()]
-    largest = max(
-        (float(value.detach().abs().nan_to_num(0.0, 0.0, 0.0).max()) for value in inputs),
-        default=0.0,
-    )
-    named = str(dtype).removeprefix("torch.")
-    if birth.kind == "nan" and any(bool(v.isinf().any()) for v in inputs):
-        return Cause(
-            "infinities-cancel",
-            f"{birth.op}: an infinity was multiplied by zero or taken from another",
-            "use torch.where or masked_fill in place of adding or multiplying by infinities",
-            {"largest_input": largest},
-        )
-    if birth.largest_weight[1] > _EXPLODED:
-        name, size = birth.largest_weight
-        return Cause(
-            "exploding-weights",
-            f"{birth.op} overflows {named}: weights have exploded, {name} is up to {size:.3g}",
-            "go on from an earlier checkpoint with a lower learning rate or clipped gradients",
-            {"parameter": name, "largest": size},
-        )
-    mechanism = f"overflow-{_SHORT.get(dtype, named)}"
-    return Cause(
-        mechanism,
-        f"{birth.op} overflows {named}: inputs up to {largest:.3g}, largest number "
-        f"{torch.finfo(dtype).max:.3g}",
-        "scale the values down, subtract the maximum first, or compute this in a wider type",
-        {"largest_input": largest, "dtype": named},
-    )
-
-
 def _explain_backward(birth: Birth) -> Cause:
     node = birth.node.removesuffix("Backward0").removesuffix("Backward1").removesuffix("Backward")
     forward = birth.forward
@@ -359,6 +270,8 @@ def _explain_backward(birth: Birth) -> Cause:
     maker = _BACKWARD.get(node)
     if maker is not None:
         return maker(birth)
+    if "scaled_dot_product" in birth.op:
+        return explain_attention(birth)
     zeros = _count_zero_divisors(birth)
     if zeros:
         return Cause(
@@ -367,7 +280,7 @@ def _explain_backward(birth: Birth) -> Cause:
             "keep the argument away from zero",
             {"zeros": zeros},
         )
-    return _explain_default(birth, None)
+    return explain_overflow(birth)
 
 
 def _explain_hidden(birth: Birth) -> Cause:
@@ -426,7 +339,7 @@ def _count_zero_divisors(birth: Birth) -> int:
         divisor = birth.args[-1]
         if isinstance(divisor, Tensor):
             return int((divisor == 0).sum())
-    return sum(int((value == 0).sum()) for value in birth.args[1:] if _is_float(value))
+    return sum(int((value == 0).sum()) for value in birth.args[1:] if is_float(value))
 
 
 def _count_rows(tensor: Tensor | None) -> dict[str, Any]:
@@ -436,7 +349,3 @@ def _count_rows(tensor: Tensor | None) -> dict[str, Any]:
     bad = ~tensor.detach().isfinite()
     rows = bad.reshape(len(bad), -1).any(1).nonzero().flatten().tolist()
     return {"samples": rows[:16], "num_samples": len(rows), "values": int(bad.sum())}
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()

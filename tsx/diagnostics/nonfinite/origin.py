@@ -16,7 +16,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from registry.events import Finding, Severity
-from tsx.diagnostics.nonfinite.causes import Cause, explain
+from tsx.diagnostics.module_names import is_inside
+from tsx.diagnostics.nonfinite.cause import Cause
+from tsx.diagnostics.nonfinite.causes import explain
 from tsx.diagnostics.tracing.places import shorten
 from tsx.diagnostics.tracing.replay import run_eagerly
 from tsx.diagnostics.tracing.trace import Birth, Trace, is_bad
@@ -84,7 +86,8 @@ def locate(birth: Birth, *, is_gradient: bool) -> Origin:
     elif birth.leaf:
         phase, module, where = "data", "", ""
     elif "parameter" in cause.evidence:
-        module = str(cause.evidence["parameter"]).rpartition(".")[0]
+        owner = str(cause.evidence["parameter"]).rpartition(".")[0]
+        module = module if is_inside(owner, module) and module else owner
     return Origin(birth, cause, phase, module, where)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -43,7 +44,8 @@ class Rewinder:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._versions: dict[str, int] = {}  # of buffers, before the first call
+        # Of buffers, before the first call: a reference to each, and its version.
+        self._versions: dict[str, tuple[Callable[[], Tensor | None], int]] = {}
         self._changing: list[tuple[str, dict[str, Any], str]] | None = None
         self._count = 0
         self._last: dict[str, Any] = {}  # states of generators by name
@@ -83,16 +85,22 @@ class Rewinder:
             return {n: held[key].detach().clone() for n, held, key in self._changing if key in held}
         buffers = list(iter_buffers(self._model))
         if self._versions:
-            self._changing = [
-                (name, held, key)
-                for name, held, key in buffers
-                if self._versions.get(name) != held[key]._version
+            changed = [
+                entry for entry in buffers if self._has_changed(entry[0], entry[1][entry[2]])
             ]
+            self._changing = changed
             return self._copy_buffers()
-        self._versions = {name: held[key]._version for name, held, key in buffers} or {"": 0}
+        self._versions = {
+            name: (weakref.ref(held[key]), held[key]._version) for name, held, key in buffers
+        } or {"": (lambda: None, 0)}
         if sum(held[key].numel() for _, held, key in buffers) > MAX_ELEMENTS:
             return {}
         return {name: held[key].detach().clone() for name, held, key in buffers}
+
+    def _has_changed(self, name: str, buffer: Tensor) -> bool:
+        """Return whether the first call has written to a buffer, or put another in its place."""
+        held, version = self._versions.get(name, (lambda: None, 0))
+        return held() is not buffer or version != buffer._version
 
     @contextmanager
     def back_to(self, moment: Moment) -> Iterator[None]:

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from tsx.diagnostics.arguments import iter_tensors
+from tsx.diagnostics.module_names import is_inside
 
 _OURS = (str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "recording"))
 _TORCH = str(Path(torch.__file__).parent)
@@ -39,6 +40,7 @@ _SELECTIONS = {  # operations that may leave bad values out
     *("where", "masked_fill", "masked_fill_", "masked_select", "index", "index_select", "gather"),
     *("nan_to_num", "nan_to_num_", "index_put", "index_put_"),
 }
+DWARFED = 10.0  # a weight by another that is so many times as large
 _GARBAGE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 
 
@@ -254,7 +256,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         birth.is_written = kind == "inf" and name in _WRITES
         birth.makers = tuple(self.find_maker(value) for value in args)
         if not birth.is_written:
-            birth.largest_weight = find_largest_weight(self._model)
+            birth.largest_weight = find_largest_weight(self._model, place.module)
         if self.phase == "backward":
             node = torch._C._current_autograd_node()
             if node is not None:
@@ -308,13 +310,20 @@ def find_memory(tensor: Tensor) -> int:
         return 0
 
 
-def find_largest_weight(model: nn.Module) -> tuple[str, float]:
-    """Return the name and the size of the largest weight of a model."""
+def find_largest_weight(model: nn.Module, module: str = "") -> tuple[str, float]:
+    """Return the name and the size of the largest weight of a model.
+
+    One inside the module named is preferred to a larger one elsewhere, unless that dwarfs it: where
+    all weights have run away, the place of the operation names one.
+    """
     sizes = [
         (float(p.detach().abs().amax()), name) for name, p in model.named_parameters() if p.numel()
     ]
     size, name = max(sizes, default=(0.0, ""))
-    return name, size
+    inside, near = max(
+        [(size, name) for size, name in sizes if is_inside(name, module)], default=(0.0, "")
+    )
+    return (near, inside) if module and inside * DWARFED > size else (name, size)
 
 
 def find_line(frame: FrameType | None = None) -> str:
