@@ -74,15 +74,16 @@ def _name_tensors(data: DeviceBatch) -> dict[str, Tensor]:
     }
 
 
-def _make_renew(seed: int) -> Callable[[nn.Module], None]:
+def _make_renew(seed: int) -> Callable[[nn.Module], bool]:
     """Return what draws the parameters of a forecaster anew, in place."""
 
-    def renew(model: nn.Module) -> None:
+    def renew(model: nn.Module) -> bool:
         assert isinstance(model, Forecaster)
         device = next(model.parameters()).device
         fresh = dict(build_forecaster(model.config, seed=seed, device=device).named_parameters())
         with torch.no_grad():
             for name, param in model.named_parameters():
                 param.copy_(fresh[name])
+        return True
 
     return renew

@@ -55,16 +55,29 @@ class Explained:
     evidence: dict[str, Any]
 
 
-def redraw(model: nn.Module) -> None:
-    """Draw parameters anew, as far as modules can: torch's way, then that of many code bases."""
-    for module in model.modules():
-        for name in ("reset_parameters", "_reset_parameters"):
-            reset = getattr(module, name, None)
-            if callable(reset):
-                reset()
+def redraw(model: nn.Module) -> bool:
+    """Draw parameters anew: torch's way, or that of many code bases; False where nobody can."""
     init = getattr(model, "_init_weights", None)
+    resets = {id(module): _find_reset(module) for module in model.modules()}
+    if not callable(init) and any(
+        resets[id(module)] is None and any(True for _ in module.parameters(recurse=False))
+        for module in model.modules()
+    ):
+        return False
+    for reset in resets.values():
+        if reset is not None:
+            reset()
     if callable(init):
         model.apply(init)
+    return True
+
+
+def _find_reset(module: nn.Module) -> Callable[[], Any] | None:
+    for name in ("reset_parameters", "_reset_parameters"):
+        reset = getattr(module, name, None)
+        if callable(reset):
+            return reset  # type: ignore[no-any-return]
+    return None
 
 
 class Explainer:
@@ -74,8 +87,8 @@ class Explainer:
         model: the module that trains; its parameters and gradients are those of the bad step.
         rewinder: of the model.
         find_loss: takes the loss out of what a call returns; None where there is none.
-        renew: draws parameters anew, in place. It is shown the model with others in their place,
-            and one that it leaves out is no fresh model.
+        renew: draws parameters anew, in place; False where it cannot. It is shown the model with
+            others in their place; one that it leaves out is seen.
     """
 
     def __init__(
@@ -83,7 +96,7 @@ class Explainer:
         model: nn.Module,
         rewinder: Rewinder,
         find_loss: Callable[[Any], Any],
-        renew: Callable[[nn.Module], None] = redraw,
+        renew: Callable[[nn.Module], bool] = redraw,
     ) -> None:
         self._model = model
         self._rewinder = rewinder
@@ -163,8 +176,8 @@ class Explainer:
     def _is_renewed(self, call: HeldCall) -> bool:
         """Draw blank parameters anew; return whether none was left out."""
         with self._rewinder.back_to(call.moment):  # statistics of norms are reset, too
-            self._renew(self._model)
-            return not any(is_bad(param.detach()) for param in self._model.parameters())
+            is_drawn = self._renew(self._model)
+            return is_drawn and not any(is_bad(p.detach()) for p in self._model.parameters())
 
     def _fails(self, call: HeldCall, suspects: list[str]) -> bool:
         """Return whether a call gives a bad loss, or bad gradients of those parameters."""
