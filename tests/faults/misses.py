@@ -24,11 +24,7 @@ NOT_FOUND: dict[str, str] = {
     "history-rescanned": "eight steps of microseconds: too short to be told from noise",
 }
 # Found, but with another module than the planted one.
-OTHER_MODULE: dict[str, str] = {
-    "exploding-states": "the product that overflows stands in another module than the weights",
-    "exploding-weights": "all weights explode; the largest names its own module",
-    "unbounded-temperature": "a scale that has grown is taken for exploded weights",
-}
+OTHER_MODULE: dict[str, str] = {}
 # Found, but at another line.
 OTHER_LINE: dict[str, str] = {
     "tsx-group-lost": "the line that made the optimizer has run before anything was watched",

@@ -16,7 +16,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from registry.events import Finding, Severity
-from tsx.diagnostics.module_names import is_inside
 from tsx.diagnostics.nonfinite.cause import Cause
 from tsx.diagnostics.nonfinite.causes import explain
 from tsx.diagnostics.tracing.places import shorten
@@ -85,9 +84,6 @@ def locate(birth: Birth, *, is_gradient: bool) -> Origin:
         phase, module, where = "optimizer", name.rpartition(".")[0], ""
     elif birth.leaf:
         phase, module, where = "data", "", ""
-    elif "parameter" in cause.evidence:
-        owner = str(cause.evidence["parameter"]).rpartition(".")[0]
-        module = module if is_inside(owner, module) and module else owner
     return Origin(birth, cause, phase, module, where)
 
 

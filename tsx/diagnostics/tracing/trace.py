@@ -41,6 +41,7 @@ _SELECTIONS = {  # operations that may leave bad values out
     *("nan_to_num", "nan_to_num_", "index_put", "index_put_"),
 }
 DWARFED = 10.0  # a weight by another that is so many times as large
+_JOINS = {"stack", "cat"}  # operations that keep each bad input as bad as it was
 _GARBAGE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 
 
@@ -244,9 +245,10 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ]
         nans = [birth for birth, held in known if held == "nan"]
         infs = [birth for birth, held in known if held == "inf"]
-        if kind == "nan" and nans:
-            return min(nans, key=lambda birth: birth.index)
         computed = [birth for birth in infs if not birth.is_written]
+        if kind == "nan" and nans:  # an infinity beside it may be meant, as of log in a mask
+            first = [*nans, *computed] if name in _JOINS else nans
+            return min(first, key=lambda birth: birth.index)
         if computed:
             return min(computed, key=lambda birth: birth.index)
         if kind == "inf" and infs:
