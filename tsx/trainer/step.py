@@ -7,7 +7,7 @@ The host waits for the device at most once a step, for loss and gradient norm to
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import torch
@@ -240,9 +240,7 @@ def _find_origin(
             is_gradient=is_gradient,
             get_before=lambda: stream.get_batch(first - 1) if first else None,
         )
-        if found is not None:
-            found.evidence.update(_name_windows(session, first, found))
-        return found
+        return None if found is None else _name_windows(session, first, found)
     except Exception as error:
         cause = f"the search for the origin failed: {type(error).__name__}: {error}"
         fix = "the step is described without it"
@@ -250,15 +248,19 @@ def _find_origin(
     return None
 
 
-def _name_windows(session: Session, first: int, found: Explained) -> dict[str, list[str]]:
-    """Return where the guilty samples were cut: data set, series, first point."""
+def _name_windows(session: Session, first: int, found: Explained) -> Explained:
+    """Add where the guilty samples were cut: data set, series, first point."""
     samples = found.evidence.get("samples") or found.origin.cause.evidence.get("samples")
     if not samples:
-        return {}
+        return found
     numbers = session.stream.get_indices(first + found.index)[samples]
     origins = session.corpus.train.list_origins(numbers)
     named = [f"{o.dataset.name}: series {o.series} from point {o.start}" for o in origins]
-    return {"windows": named}
+    cause = found.origin.cause
+    if len(named) == 1:
+        cause = replace(cause, sentence=f"{cause.sentence}; it comes of one window, {named[0]}")
+    origin = replace(found.origin, cause=cause)
+    return replace(found, origin=origin, evidence={**found.evidence, "windows": named})
 
 
 def _count_work(session: Session, batches: list[Batch]) -> None:

@@ -41,7 +41,8 @@ def measure_floats(tensor: Tensor) -> Tensor:
     windows, constant = _count_constant(x)
     is_binary = ((x == 0) | (x == 1)).all().float()
     count = x.new_tensor(float(x.numel()))
-    values = [count, x.square().mean().sqrt(), least, numbers[0], rest[0]]
+    largest = torch.maximum(-least, most).clamp_min(torch.finfo(x.dtype).tiny)  # squares overflow
+    values = [count, largest * (x / largest).square().mean().sqrt(), least, numbers[0], rest[0]]
     return torch.stack([*values, most, numbers[1], rest[1], windows, constant, is_binary])
 
 

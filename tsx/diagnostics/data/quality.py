@@ -59,7 +59,7 @@ SAID = {
         "give padding the label -100, or a mask of the targets that is False there",
     ),
     "huge-values": (
-        "the input is tens of thousands in size, and is multiplied with weights as it is",
+        "the input's root mean square is {rms:.3g}, and it is multiplied with weights as it is",
         "scale the input to about 1: subtract the mean, divide by the spread",
     ),
     "sentinel-value": (
@@ -259,7 +259,7 @@ class DataQuality(Detector):
         self.scene.report(
             KIND,
             mechanism,
-            cause,
+            cause.format_map(evidence),
             fix,
             step=step,
             phase="data",

@@ -25,6 +25,8 @@ from tsx.diagnostics.tracing.trace import is_bad
 
 MAX_S = 5.0  # for the origin and what is tried beside it; no trial begins that would take longer
 MAX_SAMPLES = 16  # that are named
+MANY = 8  # samples of a batch among which a guilty one is found with little work
+LEAST_PART = 0.5  # of a batch that shows what the whole takes
 _OF_ORIGIN = {False: 0.75, True: 0.3}  # a trial of what the origin took, by whether backward ran
 T = TypeVar("T")
 
@@ -46,8 +48,9 @@ class Explained:
     Attributes:
         index: of the bad call among those of the step.
         origin: of its first bad value.
-        evidence: "fresh_model" and "previous_batch" ("fails" or "passes"), guilty "samples" of the
-            call's batch and "num_samples": of each what there was time for and could be told.
+        evidence: guilty "samples" of the call's batch and "num_samples", whether a "fresh_model"
+            given these, or else the batch, and the "previous_batch" ("fails" or "passes"): of each
+            what there was time for and could be told.
     """
 
     index: int
@@ -98,8 +101,8 @@ class Explainer:
         find_loss: Callable[[Any], Any],
         renew: Callable[[nn.Module], bool] = redraw,
     ) -> None:
-        self._model = model
-        self._rewinder = rewinder
+        self.model = model
+        self.rewinder = rewinder
         self._find_loss = find_loss
         self._renew = renew
 
@@ -119,82 +122,129 @@ class Explainer:
         """
         for index, call in enumerate(calls):
             began = monotonic()
-            with self._rewinder.back_to(call.moment):
+            with self.rewinder.back_to(call.moment):
                 origin = find_origin(
-                    self._model,
-                    lambda call=call: self._get_loss(call),  # type: ignore[misc]
+                    self.model,
+                    lambda call=call: self.get_loss(call),  # type: ignore[misc]
                     name_arguments(call.args, call.kwargs),
                     backward=backward,
                 )
             if origin is not None:
                 clock = _Clock(monotonic() - began, backward=backward)
-                known = self._try_more(call, origin, partial(find_previous, index), backward, clock)
+                trials = _Trials(self, call, _list_suspects(self.model) if backward else [], clock)
+                known = self._try(trials, origin, partial(find_previous, index))
                 return Explained(index, origin, known)
         return None
 
-    def _try_more(
-        self,
-        call: HeldCall,
-        origin: Origin,
-        find_previous: Callable[[], HeldCall | None],
-        backward: bool,
-        clock: _Clock,
+    def _try(
+        self, trials: _Trials, origin: Origin, find_previous: Callable[[], HeldCall | None]
     ) -> dict[str, Any]:
-        """Return what else is known: a fresh model, the batch before, guilty samples."""
-        suspects = _list_suspects(self._model) if backward else []
+        """Return what else is known: guilty samples, a fresh model, the batch before."""
+        told: list[int] | None = origin.cause.evidence.get("samples")
+        if origin.phase == "optimizer":  # fewer samples and a fresh model would tell nothing
+            return _say("previous_batch", _attempt(lambda: trials.fails_for(find_previous())))
 
-        def fails(call: HeldCall, part: float = 1.0) -> bool | None:
-            if not clock.has_time(part):
-                return None
-            with clock.timing(part):
-                return self._fails(call, suspects)
+        def find_samples() -> list[int]:
+            return told or _attempt(trials.find_samples) or []
 
-        def fails_fresh() -> bool | None:
-            with swapped(self._model, "_parameters", _make_blank):
-                return fails(call) if clock.has_time() and self._is_renewed(call) else None
-
-        def fails_before() -> bool | None:
-            before = find_previous()
-            return None if before is None else fails(before)
-
-        is_of_weights = origin.phase == "optimizer"  # fresh ones or fewer samples tell nothing
-        told = {
-            "fresh_model": None if is_of_weights else _attempt(fails_fresh),
-            "previous_batch": _attempt(fails_before),
-        }
-        known: dict[str, Any] = {
-            key: "fails" if is_failing else "passes"
-            for key, is_failing in told.items()
-            if is_failing is not None
-        }
-        if not is_of_weights and "samples" not in origin.cause.evidence:
-            samples = _attempt(lambda: _find_samples(call, fails))
-            if samples:
-                known |= {"samples": samples[:MAX_SAMPLES], "num_samples": len(samples)}
+        guilty = find_samples() if trials.count >= MANY else []  # in few, one is half the work
+        known = _say("fresh_model", _attempt(lambda: trials.fails_fresh(guilty)))
+        known |= _say("previous_batch", _attempt(lambda: trials.fails_for(find_previous())))
+        guilty = guilty if trials.count >= MANY else find_samples()
+        if guilty and not told:
+            known |= {"samples": guilty[:MAX_SAMPLES], "num_samples": len(guilty)}
         return known
 
-    def _is_renewed(self, call: HeldCall) -> bool:
-        """Draw blank parameters anew; return whether none was left out."""
-        with self._rewinder.back_to(call.moment):  # statistics of norms are reset, too
-            is_drawn = self._renew(self._model)
-            return is_drawn and not any(is_bad(p.detach()) for p in self._model.parameters())
-
-    def _fails(self, call: HeldCall, suspects: list[str]) -> bool:
-        """Return whether a call gives a bad loss, or bad gradients of those parameters."""
-        with self._rewinder.back_to(call.moment), run_eagerly():
-            loss = self._get_loss(call)
-            if is_bad(loss.detach()) or not suspects:
-                return bool(is_bad(loss.detach()))
-            params = dict(self._model.named_parameters())  # a fresh model's, perhaps
-            some = [params[name] for name in suspects]
-            grads = torch.autograd.grad(loss, some, allow_unused=True)
-            return any(grad is not None and is_bad(grad) for grad in grads)
-
-    def _get_loss(self, call: HeldCall) -> Tensor:
+    def get_loss(self, call: HeldCall) -> Tensor:
+        """Return the loss of a call that is made again."""
         loss = self._find_loss(call.fn(*call.args, **call.kwargs))
         if not isinstance(loss, Tensor):
             raise TypeError("the call returned no loss this time")
         return loss
+
+    def is_renewed(self, call: HeldCall) -> bool:
+        """Draw blank parameters anew; return whether none was left out."""
+        with self.rewinder.back_to(call.moment):  # statistics of norms are reset, too
+            is_drawn = self._renew(self.model)
+            return is_drawn and not any(is_bad(p.detach()) for p in self.model.parameters())
+
+
+class _Trials:
+    """Makes one bad call again, otherwise than it was made, as long as there is time.
+
+    What a trial returns is None where there is no time for it.
+    """
+
+    def __init__(
+        self, explainer: Explainer, call: HeldCall, suspects: list[str], clock: _Clock
+    ) -> None:
+        self._explainer = explainer
+        self._call = call
+        self._suspects = suspects  # parameters whose gradients show whether a call fails
+        self._clock = clock
+        self.count = _count_samples(call)
+
+    def find_samples(self) -> list[int] | None:
+        """Return the samples that bring it about on their own; None where nobody can tell.
+
+        Raises:
+            TimeoutError: there was no time to find them all.
+        """
+        if self.count < 2:
+            return None
+        probes = {0, self.count // 2, self.count - 1}
+        if all(self._fails_with([sample]) for sample in probes):
+            return None  # it is no matter of samples
+        return self._search(list(range(self.count)), is_failing=True)
+
+    def _search(self, some: list[int], *, is_failing: bool) -> list[int]:
+        """Return the guilty ones of some samples; `is_failing` says that they are known to fail."""
+        if not is_failing and not self._fails_with(some):
+            return []
+        if len(some) == 1:
+            return some
+        first, second = some[: len(some) // 2], some[len(some) // 2 :]
+        guilty = self._search(first, is_failing=False)
+        # What fails, and not for its first half, does for the second; one alone is always tried.
+        return guilty + self._search(second, is_failing=not guilty and len(second) > 1)
+
+    def _fails_with(self, samples: list[int]) -> bool:
+        found = self._fails(_pick(self._call, samples), len(samples) / self.count)
+        if found is None:
+            raise TimeoutError
+        return found
+
+    def fails_fresh(self, samples: list[int]) -> bool | None:
+        """Return whether a fresh model fails on the guilty samples, or else on the batch."""
+        explainer, call, part = self._explainer, self._call, 1.0
+        if samples and self.count:
+            call, part = _pick(call, samples), len(samples) / self.count
+        if not self._clock.has_time(part):
+            return None
+        with swapped(explainer.model, "_parameters", _make_blank):
+            return self._fails(call, part) if explainer.is_renewed(call) else None
+
+    def fails_for(self, call: HeldCall | None) -> bool | None:
+        """Return whether another call fails."""
+        return None if call is None else self._fails(call)
+
+    def _fails(self, call: HeldCall, part: float = 1.0) -> bool | None:
+        """Return whether a call gives a bad loss, or bad gradients of the suspects."""
+        if not self._clock.has_time(part):
+            return None
+        explainer, suspects = self._explainer, self._suspects
+        with (
+            self._clock.timing(part),
+            explainer.rewinder.back_to(call.moment),
+            run_eagerly(),
+        ):
+            loss = explainer.get_loss(call)
+            if is_bad(loss.detach()) or not suspects:
+                return bool(is_bad(loss.detach()))
+            params = dict(explainer.model.named_parameters())  # a fresh model's, perhaps
+            some = [params[name] for name in suspects]
+            grads = torch.autograd.grad(loss, some, allow_unused=True)
+            return any(grad is not None and is_bad(grad) for grad in grads)
 
 
 class _Clock:
@@ -214,7 +264,8 @@ class _Clock:
         """Learn what a trial takes from one that is made inside."""
         began = monotonic()
         yield
-        self._trial_s = max(self._trial_s, (monotonic() - began) / part)
+        if part >= LEAST_PART:  # a smaller one takes what any call takes
+            self._trial_s = max(self._trial_s, (monotonic() - began) / part)
 
 
 def _attempt(trial: Callable[[], T | None]) -> T | None:
@@ -225,27 +276,15 @@ def _attempt(trial: Callable[[], T | None]) -> T | None:
         return None
 
 
-def _find_samples(
-    call: HeldCall, fails: Callable[[HeldCall, float], bool | None]
-) -> list[int] | None:
-    """Return the samples that bring it about on their own; None where nobody can tell."""
+def _say(key: str, is_failing: bool | None) -> dict[str, Any]:
+    return {} if is_failing is None else {key: "fails" if is_failing else "passes"}
+
+
+def _count_samples(call: HeldCall) -> int:
+    """Return the length that all tensors of a call share, 0 where they share none."""
     leaves = tree_leaves((call.args, dict(call.kwargs)))
     lengths = {len(value) for value in leaves if isinstance(value, Tensor) and value.ndim}
-    if len(lengths) != 1 or (count := lengths.pop()) < 2:
-        return None
-    guilty: list[int] = []
-    pending = [list(range(count // 2, count)), list(range(count // 2))]
-    while pending:
-        some = pending.pop()
-        is_failing = fails(_pick(call, some), len(some) / count)
-        if is_failing is None:
-            return None
-        if is_failing and len(some) == 1:
-            guilty += some
-        elif is_failing:
-            half = len(some) // 2
-            pending += [some[half:], some[:half]]
-    return None if len(guilty) == count else guilty  # all of them: it is no matter of samples
+    return lengths.pop() if len(lengths) == 1 else 0
 
 
 def _pick(call: HeldCall, samples: list[int]) -> HeldCall:
