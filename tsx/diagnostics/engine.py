@@ -60,7 +60,7 @@ class Engine:
         self._clock = clock
         self._tracer = Tracer(scene.model, self.panel, is_compiled=is_compiled)
         self._calls = 0
-        self._lines: deque[tuple[Any, int]] = deque(maxlen=MAX_LINES)
+        self._lines: deque[tuple[Mapping[str, Any], int]] = deque(maxlen=MAX_LINES)
 
     def compute(
         self,
@@ -98,8 +98,14 @@ class Engine:
         self._ask("saw_loss", loss, step)
 
     def log(self, values: Any, step: int) -> None:
-        """Keep a line that was logged; it is shown after the next step, for this has to be fast."""
-        self._lines.append((values, step))
+        """Keep a line that was logged; it is shown after the next step, for this has to be fast.
+
+        A copy of it: a program may fill the same dict again before that.
+        """
+        if type(values) is dict:
+            self._lines.append((values.copy(), step))
+        elif isinstance(values, Mapping):
+            self._lines.append((dict(values), step))
 
     @property
     def is_trace_due(self) -> bool:
@@ -177,8 +183,7 @@ class Engine:
         """Show the lines that were logged since the last step."""
         while self._lines:
             values, step = self._lines.popleft()
-            if type(values) is dict or isinstance(values, Mapping):
-                self.panel.ask_all("saw_values", values, step)
+            self.panel.ask_all("saw_values", values, step)
 
     def _flush(self) -> None:
         if self.scene.reports.is_pending:

@@ -479,3 +479,29 @@ def test_a_cuda_copy_is_read_once_its_event_says_so(monkeypatch):
     Event.arrived = False
     late.read(wait=True)
     assert taken[-1] == [3.0]
+
+
+def test_a_dict_that_is_filled_again_is_shown_as_it_was_logged(run, make_model):
+    from tsx.diagnostics.detector import Detector
+
+    seen = []
+
+    class Reader(Detector):
+        name = "reader"
+
+        def saw_values(self, values, step):
+            seen.append((step, values["loss"]))
+
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run.watch(model, optimizer)
+    engine = run._watching._watches[0].engine
+    engine.panel.host(Reader(engine.scene))
+    values = {}
+    for step in range(1, 4):
+        values["loss"] = float(step)  # before the step of the optimizer, which shows the line
+        model(torch.randn(16, 4)).square().mean().backward()
+        optimizer.step()
+        run.log(values, step=step)
+    run.finish()
+    assert seen == [(1, 1.0), (2, 2.0), (3, 3.0)]

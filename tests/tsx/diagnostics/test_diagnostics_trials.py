@@ -154,6 +154,11 @@ def test_a_trial_that_fails_itself_leaves_out_what_it_would_tell():
     assert explain(model, batch_with(1)) == {}
 
 
+def test_a_batch_before_whose_memory_holds_this_one_is_not_tried():
+    x = batch_with(1)  # a program may copy each batch to the same place
+    assert "previous_batch" not in explain(LogModel(), x, previous=(x,))
+
+
 def test_no_trial_begins_that_would_take_too_long(monkeypatch):
     monkeypatch.setattr(trials, "MAX_S", 0.0)
     monkeypatch.setattr(trials, "_OF_ORIGIN", {False: 10.0})

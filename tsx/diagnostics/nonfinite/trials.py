@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tsx.diagnostics.arguments import name_arguments
 from tsx.diagnostics.nonfinite.origin import Origin, find_origin
 from tsx.diagnostics.tracing.replay import Moment, Rewinder, run_eagerly, swapped
-from tsx.diagnostics.tracing.trace import is_bad
+from tsx.diagnostics.tracing.trace import find_memory, is_bad
 
 MAX_S = 5.0  # for the origin and what is tried beside it; no trial begins that would take longer
 MAX_SAMPLES = 16  # that are named
@@ -31,7 +31,7 @@ _OF_ORIGIN = {False: 0.75, True: 0.3}  # a trial of what the origin took, by whe
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one is made at each call, and a frozen one takes twice as long
 class HeldCall:
     """One call that gave a loss, and what it depended on."""
 
@@ -225,8 +225,10 @@ class _Trials:
             return self._fails(call, part) if explainer.is_renewed(call) else None
 
     def fails_for(self, call: HeldCall | None) -> bool | None:
-        """Return whether another call fails."""
-        return None if call is None else self._fails(call)
+        """Return whether another call fails, unless its batch was written over since."""
+        if call is None or _find_first_memory(call) == _find_first_memory(self._call):
+            return None
+        return self._fails(call)
 
     def _fails(self, call: HeldCall, part: float = 1.0) -> bool | None:
         """Return whether a call gives a bad loss, or bad gradients of the suspects."""
@@ -280,11 +282,20 @@ def _say(key: str, is_failing: bool | None) -> dict[str, Any]:
     return {} if is_failing is None else {key: "fails" if is_failing else "passes"}
 
 
+def _list_tensors(call: HeldCall) -> list[Tensor]:
+    leaves = tree_leaves((call.args, dict(call.kwargs)))
+    return [value for value in leaves if isinstance(value, Tensor) and value.ndim]
+
+
 def _count_samples(call: HeldCall) -> int:
     """Return the length that all tensors of a call share, 0 where they share none."""
-    leaves = tree_leaves((call.args, dict(call.kwargs)))
-    lengths = {len(value) for value in leaves if isinstance(value, Tensor) and value.ndim}
+    lengths = {len(value) for value in _list_tensors(call)}
     return lengths.pop() if len(lengths) == 1 else 0
+
+
+def _find_first_memory(call: HeldCall) -> int:
+    """Return where the first tensor of a call lies, one's own number where there is none."""
+    return next((find_memory(value) for value in _list_tensors(call)), id(call))
 
 
 def _pick(call: HeldCall, samples: list[int]) -> HeldCall:
