@@ -74,10 +74,10 @@ def _name_tensors(data: DeviceBatch) -> dict[str, Tensor]:
     }
 
 
-def _make_renew(seed: int) -> Callable[[nn.Module], bool]:
+def _make_renew(seed: int) -> Callable[[nn.Module, Callable[[], bool]], bool]:
     """Return what draws the parameters of a forecaster anew, in place."""
 
-    def renew(model: nn.Module) -> bool:
+    def renew(model: nn.Module, has_time: Callable[[], bool]) -> bool:
         assert isinstance(model, Forecaster)
         device = next(model.parameters()).device
         fresh = dict(build_forecaster(model.config, seed=seed, device=device).named_parameters())

@@ -183,3 +183,54 @@ def test_compiled_models_are_tried_as_they_were_written():
 def _count_graphs(graph, inputs):
     _count_graphs.count += 1
     return graph.forward
+
+
+def test_a_sample_that_is_bad_only_by_itself_is_innocent():
+    def measure(x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(x, y, ignore_index=-100) + x.sum(1).log().mean() * 0
+
+    model = nn.Linear(1, 1)
+    rewinder = Rewinder(model)
+    labels = torch.zeros(8, dtype=torch.long)
+    labels[4] = -100  # its own mean is of nothing
+    call = HeldCall(measure, (batch_with(5, size=8), labels), {}, rewinder.take())
+    explainer = Explainer(model, rewinder, lambda result: result + 0 * model.weight.sum())
+    found = explainer.explain([call], lambda index: None, backward=False)
+    assert found.evidence["samples"] == [5]
+
+
+def test_a_call_of_another_function_is_not_the_batch_before():
+    model = LogModel()
+    rewinder = Rewinder(model)
+    explainer = Explainer(model, rewinder, lambda result: result)
+    bad = HeldCall(lambda x: model(x), (batch_with(1),), {}, rewinder.take())
+    other = HeldCall(lambda x: x.sum(), (batch_with(),), {}, rewinder.take())
+    closed = HeldCall(bad.fn, (), {}, rewinder.take())  # over a variable of the loop
+    for before in (other, closed):
+        found = explainer.explain([bad], lambda index, b=before: b, backward=False)
+        assert "previous_batch" not in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("hidden", "mechanism"),
+    [
+        (torch.ones(6, 6).tril() > 0, "inverted-mask"),  # causal, the wrong way round
+        (torch.ones(6, 6).triu() > 0, "fully-masked-row"),  # causal, off by one
+        (
+            torch.arange(6).expand(6, 6) >= torch.tensor([0, 2, 2, 2, 3, 1])[:, None],
+            "fully-masked-row",
+        ),
+    ],
+)
+def test_masks_are_called_inverted_where_they_are(hidden, mechanism):
+    class Masked(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            scores = super().forward(x).expand(2, 6, 6)
+            return scores.masked_fill(hidden, -torch.inf).softmax(-1).sum()
+
+    model = Masked(6, 6)
+    rewinder = Rewinder(model)
+    call = HeldCall(model, (torch.rand(6, 6),), {}, rewinder.take())
+    explainer = Explainer(model, rewinder, lambda result: result)
+    found = explainer.explain([call], lambda index: None, backward=False)
+    assert found.origin.cause.mechanism == mechanism

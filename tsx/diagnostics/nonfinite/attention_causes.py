@@ -11,6 +11,9 @@ from torch import Tensor
 from tsx.diagnostics.nonfinite.cause import SHORT, Cause, explain_overflow
 from tsx.diagnostics.tracing.trace import Birth
 
+MOST = 0.5  # of all keys: what a mask hides that is inverted, where windows are mostly values
+LEAST_AXES = 3  # of scores of attention: samples, queries, keys
+
 
 def explain_softmax(birth: Birth, scores: Tensor | None) -> Cause:
     """Return why a softmax over scores, -inf where a mask hides a key, gave a bad value."""
@@ -21,6 +24,13 @@ def explain_softmax(birth: Birth, scores: Tensor | None) -> Cause:
         if bool(full.any()):
             evidence: dict[str, Any] = {"fully_masked_rows": int(full.sum()), "rows": full.numel()}
             evidence["hidden_frac"] = round(float(hidden.double().mean()), 4)
+            if scores.ndim < LEAST_AXES:
+                return Cause(
+                    "fully-masked-row",
+                    "a row of scores is nothing but -inf: its softmax is NaN",
+                    "leave each row one score that counts, or leave such rows out",
+                    evidence,
+                )
             return explain_mask(evidence, is_inverted=_seems_inverted(hidden, dim))
         if bool((scores == torch.inf).any()):
             return Cause("overflow", "a score is +infinite before the softmax", "scale the scores")
@@ -67,10 +77,21 @@ def _scores_cause(q: Tensor, k: Tensor, *, is_backward: bool) -> Cause:
 def _seems_inverted(hidden: Tensor, dim: int) -> bool:
     """Return whether the opposite of a mask would make sense: no row of it would be empty.
 
-    A causal mask and one of padding leave every query a key; a mask that hides all keys from some
-    query while its opposite hides all from none was meant the other way round.
+    A causal mask and one of padding leave every query a key; a mask that hides most keys, and all
+    of them from some query, while its opposite hides all from none was meant the other way round.
+    One that hides all that is to come is the right way round, whatever else it hides.
     """
-    return hidden.ndim >= 2 and not bool((~hidden).all(dim).any())
+    if hidden.ndim < 2 or bool((~hidden).all(dim).any()):
+        return False
+    rows, keys = hidden.shape[-2:]
+    is_causal = rows == keys > 1 and bool(
+        hidden[..., torch.ones(rows, keys, dtype=torch.bool, device=hidden.device).triu(1)].all()
+    )
+    if is_causal or float(hidden.double().mean()) <= MOST:
+        return False
+    ends = hidden.movedim(dim, -1)[..., [0, -1]]
+    shown_first = int((~ends[..., 0] & ends[..., 1]).sum())  # padding behind the values is hidden
+    return shown_first <= int((ends[..., 0] & ~ends[..., 1]).sum())
 
 
 def explain_mask(evidence: dict[str, Any], *, is_inverted: bool = False) -> Cause:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from registry.events import Finding, Severity
@@ -59,15 +60,33 @@ def find_origin(
         loss = compute_loss()
         found = trace.find_origin(loss) if is_bad(loss) else None
         is_gradient = found is None
-        if is_gradient and backward:
+        if is_gradient and backward and loss.requires_grad:
             trace.phase = "backward"
-            loss.backward()  # type: ignore[no-untyped-call]
-            for grad in [param.grad for param in model.parameters() if param.grad is not None]:
+            for grad in list_gradients(model, loss, compute_loss):
                 birth = trace.find_origin(grad)
                 is_first = birth is not None and (found is None or birth.index < found.index)
                 if is_first and is_bad(grad):
                     found = birth
     return None if found is None else locate(found, is_gradient=is_gradient)
+
+
+def list_gradients(
+    model: nn.Module, loss: Tensor, compute_loss: Callable[[], Tensor]
+) -> list[Tensor]:
+    """Return the gradients of a model's parameters; nobody else's `.grad` is touched.
+
+    Reentrant checkpoints can only add up: there the loss is computed again, and what the backward
+    pass of other modules leaves is not taken back.
+    """
+    params = [param for param in model.parameters() if param.requires_grad]
+    try:
+        grads: tuple[Tensor | None, ...] = torch.autograd.grad(loss, params, allow_unused=True)
+    except RuntimeError as error:
+        if "heckpoint" not in str(error):
+            raise
+        compute_loss().backward()  # type: ignore[no-untyped-call]
+        grads = tuple(param.grad for param in params)
+    return [grad for grad in grads if grad is not None]
 
 
 def locate(birth: Birth, *, is_gradient: bool) -> Origin:

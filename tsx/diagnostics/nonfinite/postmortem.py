@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from registry.events import Finding, Severity
 from tsx.diagnostics.nonfinite.origin import describe_origin
-from tsx.diagnostics.nonfinite.trials import Explainer, HeldCall
+from tsx.diagnostics.nonfinite.trials import Explainer, HeldCall, read_versions
 from tsx.diagnostics.tracing.replay import Rewinder
 
 MAX_CALLS = 8  # of one step: micro-batches
@@ -48,7 +49,9 @@ class Postmortem:
             self._param = next(self._model.parameters(), None)  # it may have been moved
             if self._param is None or self._param.device.type != "cpu":
                 return
-        self._calls.append(HeldCall(fn, args, kwargs, self._rewinder.take()))
+        autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        moment, versions = self._rewinder.take(), read_versions(args, self._param)
+        self._calls.append(HeldCall(fn, args, kwargs, moment, autocast, versions))
 
     def end_step(self) -> None:
         """The optimizer has stepped: what was called before it cannot be run again any more."""

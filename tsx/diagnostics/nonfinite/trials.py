@@ -8,10 +8,11 @@ it runs eagerly, and leaves no trace in the training.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic
+from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +21,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tsx.diagnostics.arguments import name_arguments
 from tsx.diagnostics.nonfinite.origin import Origin, find_origin
-from tsx.diagnostics.tracing.replay import Moment, Rewinder, run_eagerly, swapped
+from tsx.diagnostics.tracing.reachable import list_modules
+from tsx.diagnostics.tracing.replay import Moment, Rewinder, run_eagerly, set_generators
 from tsx.diagnostics.tracing.trace import find_memory, is_bad
 
 MAX_S = 5.0  # for the origin and what is tried beside it; no trial begins that would take longer
@@ -28,6 +30,11 @@ MAX_SAMPLES = 16  # that are named
 MANY = 8  # samples of a batch among which a guilty one is found with little work
 LEAST_PART = 0.5  # of a batch that shows what the whole takes
 _OF_ORIGIN = {False: 0.75, True: 0.3}  # a trial of what the origin took, by whether backward ran
+# What calls share without harm; any other object may have been filled anew.
+_SHARED = (
+    *(Tensor, nn.Module, bool, int, float, complex, str, bytes, type(None)),
+    *(torch.dtype, torch.device, FunctionType, MethodType),
+)
 T = TypeVar("T")
 
 
@@ -39,6 +46,23 @@ class HeldCall:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     moment: Moment
+    autocast: torch.dtype | None = None  # what was on around it, on the host
+    versions: tuple[int, ...] | None = None  # see `read_versions`; None where nobody looked
+
+    def make(self) -> Any:
+        """Make the call again; what it does to the tensors it is given is lost."""
+        args, kwargs = tree_map(_copy_tensor, (self.args, dict(self.kwargs)))
+        with torch.autocast("cpu", self.autocast, enabled=self.autocast is not None):
+            return self.fn(*args, **kwargs)
+
+
+def read_versions(args: tuple[Any, ...], param: Tensor | None) -> tuple[int, ...] | None:
+    """Return what rises where a call writes to its arguments, or steps an optimizer itself."""
+    try:
+        versions = [value._version for value in args if isinstance(value, Tensor)]
+        return (*versions, 0 if param is None else param._version)
+    except RuntimeError:  # of tensors of inference mode nobody knows
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +82,7 @@ class Explained:
     evidence: dict[str, Any]
 
 
-def redraw(model: nn.Module) -> bool:
+def redraw(model: nn.Module, has_time: Callable[[], bool]) -> bool:
     """Draw parameters anew: torch's way, or that of many code bases; False where nobody can."""
     init = getattr(model, "_init_weights", None)
     resets = {id(module): _find_reset(module) for module in model.modules()}
@@ -68,6 +92,8 @@ def redraw(model: nn.Module) -> bool:
     ):
         return False
     for reset in resets.values():
+        if not has_time():
+            return False
         if reset is not None:
             reset()
     if callable(init):
@@ -90,8 +116,8 @@ class Explainer:
         model: the module that trains; its parameters and gradients are those of the bad step.
         rewinder: of the model.
         find_loss: takes the loss out of what a call returns; None where there is none.
-        renew: draws parameters anew, in place; False where it cannot. It is shown the model with
-            others in their place; one that it leaves out is seen.
+        renew: draws parameters anew, in place, as long as there is time; False where it cannot.
+            One that it leaves out is seen.
     """
 
     def __init__(
@@ -99,7 +125,7 @@ class Explainer:
         model: nn.Module,
         rewinder: Rewinder,
         find_loss: Callable[[Any], Any],
-        renew: Callable[[nn.Module], bool] = redraw,
+        renew: Callable[[nn.Module, Callable[[], bool]], bool] = redraw,
     ) -> None:
         self.model = model
         self.rewinder = rewinder
@@ -121,14 +147,19 @@ class Explainer:
             backward: losses were finite, gradients were not.
         """
         for index, call in enumerate(calls):
+            if not self._is_repeatable(call):
+                continue
             began = monotonic()
-            with self.rewinder.back_to(call.moment):
+            losses: list[Tensor] = []
+            with self.back_to(call):
                 origin = find_origin(
                     self.model,
-                    lambda call=call: self.get_loss(call),  # type: ignore[misc]
+                    lambda call=call, losses=losses: self._note_loss(call, losses),  # type: ignore[misc]
                     name_arguments(call.args, call.kwargs),
                     backward=backward,
                 )
+            if origin is not None and not losses[0].requires_grad:
+                return Explained(index, origin, {})  # it goes backward itself, perhaps, and steps
             if origin is not None:
                 clock = _Clock(monotonic() - began, backward=backward)
                 trials = _Trials(self, call, _list_suspects(self.model) if backward else [], clock)
@@ -157,16 +188,39 @@ class Explainer:
 
     def get_loss(self, call: HeldCall) -> Tensor:
         """Return the loss of a call that is made again."""
-        loss = self._find_loss(call.fn(*call.args, **call.kwargs))
+        loss = self._find_loss(call.make())
         if not isinstance(loss, Tensor):
             raise TypeError("the call returned no loss this time")
         return loss
 
-    def is_renewed(self, call: HeldCall) -> bool:
-        """Draw blank parameters anew; return whether none was left out."""
-        with self.rewinder.back_to(call.moment):  # statistics of norms are reset, too
-            is_drawn = self._renew(self.model)
-            return is_drawn and not any(is_bad(p.detach()) for p in self.model.parameters())
+    @contextmanager
+    def back_to(self, call: HeldCall) -> Iterator[None]:
+        """Be where a call was made; what it does to any module it knows of is lost."""
+        with ExitStack() as stack:
+            for module in list_modules(call.fn):
+                if module is not self.model:
+                    other = Rewinder(module)
+                    stack.enter_context(other.back_to(other.take(whole=True)))
+            stack.enter_context(self.rewinder.back_to(call.moment))
+            yield
+
+    def _note_loss(self, call: HeldCall, losses: list[Tensor]) -> Tensor:
+        losses.append(self.get_loss(call))
+        return losses[-1]
+
+    def _is_repeatable(self, call: HeldCall) -> bool:
+        """Return whether a call has changed nothing that it starts from."""
+        param = next(self.model.parameters(), None)
+        is_same = call.versions is None or call.versions == read_versions(call.args, param)
+        leaves = tree_leaves((call.args, dict(call.kwargs)))
+        return is_same and not any(isinstance(value, Iterator) for value in leaves)
+
+    def renew(self, has_time: Callable[[], bool]) -> bool:
+        """Draw all parameters anew, whose copies are in place; return whether none was left out."""
+        for param in self.model.parameters():
+            param.detach().fill_(torch.nan if _can_be_nan(param) else 0)
+        is_drawn = self._renew(self.model, has_time)
+        return is_drawn and not any(bool(p.detach().isnan().any()) for p in self.model.parameters())
 
 
 class _Trials:
@@ -185,7 +239,7 @@ class _Trials:
         self.count = _count_samples(call)
 
     def find_samples(self) -> list[int] | None:
-        """Return the samples that bring it about on their own; None where nobody can tell.
+        """Return the samples that bring it about; None where nobody can tell.
 
         Raises:
             TimeoutError: there was no time to find them all.
@@ -195,7 +249,12 @@ class _Trials:
         probes = {0, self.count // 2, self.count - 1}
         if all(self._fails_with([sample]) for sample in probes):
             return None  # it is no matter of samples
-        return self._search(list(range(self.count)), is_failing=True)
+        guilty = self._search(list(range(self.count)), is_failing=True)
+        well = next((sample for sample in range(self.count) if sample not in guilty), None)
+        if well is None or len(guilty) > MAX_SAMPLES:
+            return guilty
+        # Some are bad only by themselves, as the mean over labels of which they have none.
+        return [sample for sample in guilty if self._fails_with([sample, well])]
 
     def _search(self, some: list[int], *, is_failing: bool) -> list[int]:
         """Return the guilty ones of some samples; `is_failing` says that they are known to fail."""
@@ -221,12 +280,16 @@ class _Trials:
             call, part = _pick(call, samples), len(samples) / self.count
         if not self._clock.has_time(part):
             return None
-        with swapped(explainer.model, "_parameters", _make_blank):
-            return self._fails(call, part) if explainer.is_renewed(call) else None
+        with explainer.back_to(call), run_eagerly():
+            has_time = partial(self._clock.has_time, part)
+            if not explainer.renew(has_time) or not has_time():
+                return None
+            set_generators(call.moment)
+            return self._look(call)
 
     def fails_for(self, call: HeldCall | None) -> bool | None:
-        """Return whether another call fails, unless its batch was written over since."""
-        if call is None or _find_first_memory(call) == _find_first_memory(self._call):
+        """Return whether another call fails, if it is one of the same function and as it was."""
+        if call is None or not _is_comparable(call, self._call):
             return None
         return self._fails(call)
 
@@ -234,19 +297,17 @@ class _Trials:
         """Return whether a call gives a bad loss, or bad gradients of the suspects."""
         if not self._clock.has_time(part):
             return None
-        explainer, suspects = self._explainer, self._suspects
-        with (
-            self._clock.timing(part),
-            explainer.rewinder.back_to(call.moment),
-            run_eagerly(),
-        ):
-            loss = explainer.get_loss(call)
-            if is_bad(loss.detach()) or not suspects:
-                return bool(is_bad(loss.detach()))
-            params = dict(explainer.model.named_parameters())  # a fresh model's, perhaps
-            some = [params[name] for name in suspects]
-            grads = torch.autograd.grad(loss, some, allow_unused=True)
-            return any(grad is not None and is_bad(grad) for grad in grads)
+        with self._clock.timing(part), self._explainer.back_to(call), run_eagerly():
+            return self._look(call)
+
+    def _look(self, call: HeldCall) -> bool:
+        loss = self._explainer.get_loss(call)
+        if is_bad(loss.detach()) or not self._suspects:
+            return bool(is_bad(loss.detach()))
+        params = dict(self._explainer.model.named_parameters())
+        some = [params[name] for name in self._suspects]
+        grads = torch.autograd.grad(loss, some, allow_unused=True)
+        return any(grad is not None and is_bad(grad) for grad in grads)
 
 
 class _Clock:
@@ -293,9 +354,19 @@ def _count_samples(call: HeldCall) -> int:
     return lengths.pop() if len(lengths) == 1 else 0
 
 
-def _find_first_memory(call: HeldCall) -> int:
-    """Return where the first tensor of a call lies, one's own number where there is none."""
-    return next((find_memory(value) for value in _list_tensors(call)), id(call))
+def _is_comparable(one: HeldCall, other: HeldCall) -> bool:
+    """Return whether two calls are of one function, on batches of which none was written over."""
+    if _find_code(one.fn) is not _find_code(other.fn):
+        return False
+    leaves = [tree_leaves((call.args, dict(call.kwargs))) for call in (one, other)]
+    memories = [{find_memory(value) for value in _list_tensors(call)} for call in (one, other)]
+    objects = [{id(value) for value in some if not isinstance(value, _SHARED)} for some in leaves]
+    return bool(memories[0]) and not (memories[0] & memories[1] or objects[0] & objects[1])
+
+
+def _find_code(fn: Any) -> Any:
+    """Return what functions share that are defined anew in each step."""
+    return getattr(getattr(fn, "__func__", fn), "__code__", fn)
 
 
 def _pick(call: HeldCall, samples: list[int]) -> HeldCall:
@@ -322,7 +393,12 @@ def _list_suspects(model: nn.Module) -> list[str]:
     return near or bad or list(params)
 
 
-def _make_blank(name: str, param: Tensor) -> Tensor:
-    """Return a parameter that shows whether it is drawn anew."""
-    blank = torch.full_like(param.detach(), torch.nan) if param.is_floating_point() else param
-    return nn.Parameter(blank.detach(), requires_grad=param.requires_grad)
+def _copy_tensor(value: Any) -> Any:
+    """Return a copy of a tensor that a call may write to, with its wish for a gradient."""
+    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter) or not value.is_leaf:
+        return value
+    return value.detach().clone().requires_grad_(value.requires_grad)
+
+
+def _can_be_nan(param: Tensor) -> bool:
+    return param.is_floating_point() or param.is_complex()

@@ -8,6 +8,7 @@ tape          one call: its functions, operations and modules
 trace         one step run again under the eyes of every operation
 cadence       which calls are traced
 replay        a call run again as it was
+reachable     modules that a function knows of
 graph         which weights made an output, by autograd's graph
 provenance    where a tensor comes from, by autograd's graph
 loss_calls    torch's loss functions as they are called

@@ -1,8 +1,8 @@
 """A call run again as it was, without a trace of it in the training that goes on.
 
-No copy of the parameters is needed: a loss or a gradient that is not finite is seen before the
-optimizer steps, so they are still what the call saw. Buffers are stood in for by copies while a
-call is run again: the graph that the program still holds would not forgive a write to them.
+A loss or a gradient that is not finite is seen before the optimizer steps, so the parameters are
+still what the call saw. They, and the buffers, are stood in for by copies while a call is run
+again: the graph that the program still holds would not forgive a write to them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter as preserve_versions
+from torch.nn.parameter import is_lazy
+
+from tsx.diagnostics.arguments import is_plain
 
 TRIED = 8  # moments that show whether generators are drawn from
 AGAIN = 64
@@ -114,13 +118,57 @@ class Rewinder:
             return moment.buffers.get(name, buffer).detach().clone()
 
         try:
-            with swapped(self._model, "_buffers", stand_in), torch.enable_grad():
+            with (
+                _attributes_kept(self._model),
+                _parameters_apart(self._model),
+                swapped(self._model, "_buffers", stand_in),
+                torch.enable_grad(),
+            ):
                 set_generators(moment)
                 yield
         finally:
             set_generators(now)
             for param, grad in grads:
                 param.grad = grad
+
+
+@contextmanager
+def _parameters_apart(model: nn.Module) -> Iterator[None]:
+    """Have copies of their values in the parameters inside: calls may write to them.
+
+    The parameters themselves stay what they are, for modules and closures hold on to them.
+    """
+    held = [(p, p.data) for p in model.parameters() if not is_lazy(p) and is_plain(p)]
+    held = [(param, data) for param, data in held if not param.is_inference()]
+    with preserve_versions(tuple(param for param, _ in held)):
+        try:
+            for param, data in held:
+                param.data = data.clone()
+            yield
+        finally:
+            for param, data in held:
+                param.data = data
+
+
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Put attributes of modules back afterwards: states, counters, generators of their own."""
+    kept = [(vars(module), dict(vars(module))) for module in model.modules()]
+    own = [v for _, before in kept for v in before.values() if isinstance(v, torch.Generator)]
+    states = [generator.get_state() for generator in own]
+    for now, before in kept:  # what hooks have worked out may be a part of the program's graph
+        for name, value in before.items():
+            if isinstance(value, Tensor) and is_plain(value):
+                now[name] = value.detach().clone()
+    try:
+        yield
+    finally:
+        for generator, state in zip(own, states, strict=True):
+            generator.set_state(state)
+        for now, before in kept:
+            for name in now.keys() - before.keys():
+                del now[name]
+            now.update(before)
 
 
 @contextmanager
@@ -131,7 +179,7 @@ def swapped(model: nn.Module, kind: str, make: Callable[[str, Tensor], Tensor]) 
     for path, module in model.named_modules():
         entries = getattr(module, kind)
         for name, tensor in entries.items():
-            if tensor is not None:
+            if tensor is not None and not is_lazy(tensor):
                 held.append((entries, name, tensor))
                 full = f"{path}.{name}" if path else name
                 made.setdefault(id(tensor), make(full, tensor))
@@ -160,7 +208,7 @@ def iter_buffers(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield full name, holder and key of each buffer of a model."""
     for path, module in model.named_modules():
         for key, buffer in module._buffers.items():
-            if buffer is not None:
+            if buffer is not None and not is_lazy(buffer):
                 yield f"{path}.{key}" if path else key, module._buffers, key
 
 
