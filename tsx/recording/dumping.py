@@ -21,7 +21,7 @@ from tsx.recording.lines import RunLines
 if TYPE_CHECKING:
     from torch import nn
 
-    from tsx.diagnostics.nonfinite.trials import HeldCall
+    from tsx.diagnostics.nonfinite.held_call import HeldCall
 
 MAX_BATCH_BYTES = 256 * 2**20
 MAX_WEIGHT_BYTES = 2 * 2**30

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from tsx.config import Precision
 from tsx.data.windows import Batch
-from tsx.diagnostics.nonfinite.trials import Explained, Explainer, HeldCall
+from tsx.diagnostics.nonfinite.held_call import HeldCall
+from tsx.diagnostics.nonfinite.trials import Explained, Explainer
 from tsx.diagnostics.tracing.replay import Moment, Rewinder
 from tsx.model.forecaster import Forecaster, build_forecaster
 from tsx.trainer.objective import DeviceBatch, compute_loss, move_batch, weigh

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tsx.diagnostics.nonfinite import trials
-from tsx.diagnostics.nonfinite.trials import Explainer, HeldCall
+from tsx.diagnostics.nonfinite.held_call import HeldCall
+from tsx.diagnostics.nonfinite.trials import Explainer
 from tsx.diagnostics.tracing.replay import Rewinder
 
 pytestmark = pytest.mark.trainer

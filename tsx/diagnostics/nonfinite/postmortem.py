@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from registry.events import Finding, Severity
+from tsx.diagnostics.nonfinite.held_call import HeldCall, read_versions
 from tsx.diagnostics.nonfinite.origin import describe_origin
-from tsx.diagnostics.nonfinite.trials import Explainer, HeldCall, read_versions
+from tsx.diagnostics.nonfinite.trials import Explainer
 from tsx.diagnostics.tracing.replay import Rewinder
 
 MAX_CALLS = 8  # of one step: micro-batches

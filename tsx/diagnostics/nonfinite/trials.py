@@ -7,62 +7,34 @@ it runs eagerly, and leaves no trace in the training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from time import monotonic
-from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from tsx.diagnostics.arguments import name_arguments
+from tsx.diagnostics.nonfinite.held_call import (
+    HeldCall,
+    count_samples,
+    is_comparable,
+    pick_samples,
+)
 from tsx.diagnostics.nonfinite.origin import Origin, find_origin
 from tsx.diagnostics.tracing.reachable import list_modules
-from tsx.diagnostics.tracing.replay import Moment, Rewinder, run_eagerly, set_generators
-from tsx.diagnostics.tracing.trace import find_memory, is_bad
+from tsx.diagnostics.tracing.replay import Rewinder, run_eagerly, set_generators
+from tsx.diagnostics.tracing.trace import is_bad
 
 MAX_S = 5.0  # for the origin and what is tried beside it; no trial begins that would take longer
 MAX_SAMPLES = 16  # that are named
 MANY = 8  # samples of a batch among which a guilty one is found with little work
 LEAST_PART = 0.5  # of a batch that shows what the whole takes
 _OF_ORIGIN = {False: 0.75, True: 0.3}  # a trial of what the origin took, by whether backward ran
-# What calls share without harm; any other object may have been filled anew.
-_SHARED = (
-    *(Tensor, nn.Module, bool, int, float, complex, str, bytes, type(None)),
-    *(torch.dtype, torch.device, FunctionType, MethodType),
-)
 T = TypeVar("T")
-
-
-@dataclass(slots=True)  # one is made at each call, and a frozen one takes twice as long
-class HeldCall:
-    """One call that gave a loss, and what it depended on."""
-
-    fn: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    moment: Moment
-    autocast: torch.dtype | None = None  # what was on around it, on the host
-    versions: tuple[int, ...] | None = None  # see `read_versions`; None where nobody looked
-
-    def make(self) -> Any:
-        """Make the call again; what it does to the tensors it is given is lost."""
-        args, kwargs = tree_map(_copy_tensor, (self.args, dict(self.kwargs)))
-        with torch.autocast("cpu", self.autocast, enabled=self.autocast is not None):
-            return self.fn(*args, **kwargs)
-
-
-def read_versions(args: tuple[Any, ...], param: Tensor | None) -> tuple[int, ...] | None:
-    """Return what rises where a call writes to its arguments, or steps an optimizer itself."""
-    try:
-        versions = [value._version for value in args if isinstance(value, Tensor)]
-        return (*versions, 0 if param is None else param._version)
-    except RuntimeError:  # of tensors of inference mode nobody knows
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +119,7 @@ class Explainer:
             backward: losses were finite, gradients were not.
         """
         for index, call in enumerate(calls):
-            if not self._is_repeatable(call):
+            if not call.is_repeatable(next(self.model.parameters(), None)):
                 continue
             began = monotonic()
             losses: list[Tensor] = []
@@ -197,8 +169,9 @@ class Explainer:
     def back_to(self, call: HeldCall) -> Iterator[None]:
         """Be where a call was made; what it does to any module it knows of is lost."""
         with ExitStack() as stack:
+            known = _list_ids(self.model)
             for module in list_modules(call.fn):
-                if module is not self.model:
+                if not _list_ids(module) <= known:
                     other = Rewinder(module)
                     stack.enter_context(other.back_to(other.take(whole=True)))
             stack.enter_context(self.rewinder.back_to(call.moment))
@@ -207,13 +180,6 @@ class Explainer:
     def _note_loss(self, call: HeldCall, losses: list[Tensor]) -> Tensor:
         losses.append(self.get_loss(call))
         return losses[-1]
-
-    def _is_repeatable(self, call: HeldCall) -> bool:
-        """Return whether a call has changed nothing that it starts from."""
-        param = next(self.model.parameters(), None)
-        is_same = call.versions is None or call.versions == read_versions(call.args, param)
-        leaves = tree_leaves((call.args, dict(call.kwargs)))
-        return is_same and not any(isinstance(value, Iterator) for value in leaves)
 
     def renew(self, has_time: Callable[[], bool]) -> bool:
         """Draw all parameters anew, whose copies are in place; return whether none was left out."""
@@ -236,7 +202,7 @@ class _Trials:
         self._call = call
         self._suspects = suspects  # parameters whose gradients show whether a call fails
         self._clock = clock
-        self.count = _count_samples(call)
+        self.count = count_samples(call)
 
     def find_samples(self) -> list[int] | None:
         """Return the samples that bring it about; None where nobody can tell.
@@ -268,7 +234,7 @@ class _Trials:
         return guilty + self._search(second, is_failing=not guilty and len(second) > 1)
 
     def _fails_with(self, samples: list[int]) -> bool:
-        found = self._fails(_pick(self._call, samples), len(samples) / self.count)
+        found = self._fails(pick_samples(self._call, samples), len(samples) / self.count)
         if found is None:
             raise TimeoutError
         return found
@@ -277,7 +243,7 @@ class _Trials:
         """Return whether a fresh model fails on the guilty samples, or else on the batch."""
         explainer, call, part = self._explainer, self._call, 1.0
         if samples and self.count:
-            call, part = _pick(call, samples), len(samples) / self.count
+            call, part = pick_samples(call, samples), len(samples) / self.count
         if not self._clock.has_time(part):
             return None
         with explainer.back_to(call), run_eagerly():
@@ -289,7 +255,7 @@ class _Trials:
 
     def fails_for(self, call: HeldCall | None) -> bool | None:
         """Return whether another call fails, if it is one of the same function and as it was."""
-        if call is None or not _is_comparable(call, self._call):
+        if call is None or not is_comparable(call, self._call):
             return None
         return self._fails(call)
 
@@ -343,42 +309,6 @@ def _say(key: str, is_failing: bool | None) -> dict[str, Any]:
     return {} if is_failing is None else {key: "fails" if is_failing else "passes"}
 
 
-def _list_tensors(call: HeldCall) -> list[Tensor]:
-    leaves = tree_leaves((call.args, dict(call.kwargs)))
-    return [value for value in leaves if isinstance(value, Tensor) and value.ndim]
-
-
-def _count_samples(call: HeldCall) -> int:
-    """Return the length that all tensors of a call share, 0 where they share none."""
-    lengths = {len(value) for value in _list_tensors(call)}
-    return lengths.pop() if len(lengths) == 1 else 0
-
-
-def _is_comparable(one: HeldCall, other: HeldCall) -> bool:
-    """Return whether two calls are of one function, on batches of which none was written over."""
-    if _find_code(one.fn) is not _find_code(other.fn):
-        return False
-    leaves = [tree_leaves((call.args, dict(call.kwargs))) for call in (one, other)]
-    memories = [{find_memory(value) for value in _list_tensors(call)} for call in (one, other)]
-    objects = [{id(value) for value in some if not isinstance(value, _SHARED)} for some in leaves]
-    return bool(memories[0]) and not (memories[0] & memories[1] or objects[0] & objects[1])
-
-
-def _find_code(fn: Any) -> Any:
-    """Return what functions share that are defined anew in each step."""
-    return getattr(getattr(fn, "__func__", fn), "__code__", fn)
-
-
-def _pick(call: HeldCall, samples: list[int]) -> HeldCall:
-    """Return a call with fewer samples."""
-
-    def pick(value: Any) -> Any:
-        return value[samples] if isinstance(value, Tensor) and value.ndim else value
-
-    args, kwargs = tree_map(pick, (call.args, dict(call.kwargs)))
-    return replace(call, args=args, kwargs=kwargs)
-
-
 def _list_suspects(model: nn.Module) -> list[str]:
     """Return the parameters whose gradients are to show whether another call fails too.
 
@@ -393,12 +323,9 @@ def _list_suspects(model: nn.Module) -> list[str]:
     return near or bad or list(params)
 
 
-def _copy_tensor(value: Any) -> Any:
-    """Return a copy of a tensor that a call may write to, with its wish for a gradient."""
-    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter) or not value.is_leaf:
-        return value
-    return value.detach().clone().requires_grad_(value.requires_grad)
-
-
 def _can_be_nan(param: Tensor) -> bool:
     return param.is_floating_point() or param.is_complex()
+
+
+def _list_ids(module: nn.Module) -> set[int]:
+    return {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
