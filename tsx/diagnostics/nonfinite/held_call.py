@@ -1,4 +1,4 @@
-"""A call of the program that is held on to, so that it can be made again: as it was, or otherwise."""
+"""A call of the program, held on to so that it can be made again: as it was, or otherwise."""
 
 from __future__ import annotations
 
