@@ -432,6 +432,8 @@ def test_a_shift_is_found_along_its_axis_and_through_flat_labels():
     assert find_shift(x, later.flatten(), 1) is not None
     assert find_shift(x, x[:, 1:].flatten(), 1) is not None
     assert find_shift(x.T, later.T, 0) is not None
+    mask = torch.zeros(x.shape[0], x.shape[1], x.shape[1] + 1, dtype=torch.bool)
+    assert find_shift(x[..., None].expand(-1, -1, 4), mask, 1) is None  # of other features
     assert find_shift(x, x, 1) is None
     assert find_shift(x, later, 0) is None
     assert find_shift(torch.zeros(3, 10), torch.zeros(3, 10), 1) is None

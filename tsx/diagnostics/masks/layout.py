@@ -94,7 +94,7 @@ def find_shift(x: Tensor, y: Tensor, axis: int) -> Tensor | None:
         shape = list(x.shape[:2])
         shape[axis] = length
         labels = _match(y, shape)
-        if labels is None:
+        if labels is None or not _can_broadcast(labels.shape[-1], wide.shape[-1]):
             continue
         steps = min(length, size - 1)
         later, now = wide.narrow(axis, 1, steps), wide.narrow(axis, 0, steps)
@@ -111,6 +111,10 @@ def find_shift(x: Tensor, y: Tensor, axis: int) -> Tensor | None:
                 full.select(axis, size - 1).copy_((labels != IGNORED).any(-1).select(axis, -1))
             return full if axis == 1 else full.T
     return None
+
+
+def _can_broadcast(one: int, other: int) -> bool:
+    return one == other or 1 in (one, other)
 
 
 def _match(y: Tensor, shape: list[int]) -> Tensor | None:
