@@ -191,6 +191,7 @@ def test_a_norm_that_is_not_sized_yet_stops_nothing():
     run.watch(model, torch.optim.SGD(model[1].parameters(), lr=0.1))
     run.compute(lambda x: model(x).square().mean(), torch.rand(B, 4)).backward()
     run.close()
+    assert [f for f in run.findings if f.kind == "detector-failed"] == []
 
 
 def test_a_recurrent_model_is_really_fresh():

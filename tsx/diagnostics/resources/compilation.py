@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from registry.events import Severity
@@ -375,7 +376,8 @@ def tell_skips(scene: Scene, count: int) -> None:
 
 def _sketch(module: nn.Module) -> dict[str, tuple[int, tuple[int, ...]]]:
     """Return identity and shape of a module's own buffers."""
-    return {n: (id(b), tuple(b.shape)) for n, b in module._buffers.items() if b is not None}
+    held = {n: b for n, b in module._buffers.items() if b is not None and not is_lazy(b)}
+    return {name: (id(buffer), tuple(buffer.shape)) for name, buffer in held.items()}
 
 
 def _describe(frame: Frame, history: History) -> dict[str, Any]:
