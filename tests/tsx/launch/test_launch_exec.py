@@ -18,6 +18,7 @@ import pytest
 from registry.events import Event, Finding, Metrics, Output, RunEnded, RunStarted, Status
 from registry.journal import iter_events
 from registry.liveness import RunLock, is_locked
+from tests.tsx.launch.open_files import list_holders
 
 pytestmark = pytest.mark.slow
 
@@ -120,20 +121,6 @@ def wait_for(condition: Callable[[], Any]) -> Any:
             return found
         time.sleep(0.02)
     raise AssertionError("what was waited for did not happen")
-
-
-def list_holders(path: Path) -> list[int]:
-    """Return the processes that have a file open."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                links = [os.readlink(fd) for fd in (entry / "fd").iterdir()]
-            except OSError:
-                continue
-            if str(path) in links:
-                found.append(int(entry.name))
-    return found
 
 
 class TestPassingThrough:

@@ -17,6 +17,7 @@ import pytest
 
 from registry.events import Metrics
 from registry.journal import iter_events
+from tests.tsx.launch.open_files import list_holders
 
 pytestmark = pytest.mark.slow
 
@@ -72,18 +73,7 @@ class Home:
         return runs
 
     def find_workers(self, run_id: str) -> list[int]:
-        lock = self.path / "runs" / run_id / "lock"
-        found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            try:
-                links = [os.readlink(fd) for fd in (entry / "fd").iterdir()]
-            except OSError:
-                continue
-            if str(lock) in links:
-                found.append(int(entry.name))
-        return found
+        return list_holders(self.path / "runs" / run_id / "lock")
 
 
 @pytest.fixture(scope="module")
